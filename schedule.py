@@ -1,0 +1,124 @@
+"""The learning rate as a piecewise-linear function of the epoch.
+
+    python schedule.py                  # prints DavidNet's curve as text
+    python schedule.py --plot lr.png    # draws it (needs matplotlib)
+
+Nothing here needs TensorFlow, yet a compiled step evaluates the same formula: see `PiecewiseLinear`.
+"""
+
+import argparse
+import itertools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from errors import UserError
+
+Knots = Sequence[tuple[float, float]]
+
+
+class PiecewiseLinear:
+    """A learning rate that runs straight from knot to knot and stays constant outside them.
+
+    Args:
+        knots: pairs (epoch, rate): epochs finite, from 0 and rising; rates finite, from 0. At least one.
+
+    Raises:
+        UserError: on knots that are not such pairs.
+    """
+
+    def __init__(self, knots: Knots) -> None:
+        points = [(float(epoch), float(rate)) for epoch, rate in knots]
+        if not points:
+            raise UserError("a schedule of 0 knots has no rate; give at least one pair (epoch, rate)")
+        for epoch, rate in points:
+            if not (math.isfinite(epoch) and math.isfinite(rate) and epoch >= 0 and rate >= 0):
+                raise UserError(f"schedule knot ({epoch:g}, {rate:g}) is not finite and from 0; correct it")
+        for (before, _), (after, _) in itertools.pairwise(points):
+            if after <= before:
+                raise UserError(
+                    f"schedule knots at epochs {before:g} and {after:g} do not rise; sort and separate them"
+                )
+        self.knots: tuple[tuple[float, float], ...] = tuple(points)
+
+    def __call__(self, epoch: Any, clip: Callable[..., Any] = np.clip) -> Any:
+        """The rate at a fractional epoch.
+
+        Args:
+            epoch: scalar or array, in epochs since the start of training. A float32 tensor will do with
+                `clip=tf.clip_by_value`.
+            clip: what bounds a value: clip(value, low, high).
+
+        Returns:
+            The rate, of the shape of `epoch`.
+        """
+        rate = self.knots[0][1] + 0.0 * epoch
+        for (x0, y0), (x1, y1) in itertools.pairwise(self.knots):
+            rate = rate + (y1 - y0) * clip((epoch - x0) / (x1 - x0), 0.0, 1.0)
+        return rate
+
+
+def triangle(epochs: float, warmup_epochs: float, peak: float) -> PiecewiseLinear:
+    """Up from 0 to `peak` over the warm-up, then down to 0 at the end: DavidNet's schedule."""
+    start = [(0.0, 0.0)] if warmup_epochs > 0 else []
+    return PiecewiseLinear([*start, (warmup_epochs, peak), (epochs, 0.0)])
+
+
+def as_text(schedule: PiecewiseLinear, rows: int = 25, columns: int = 50) -> str:
+    """The curve as `rows` lines: epoch, rate, a bar as long as the rate is high."""
+    epochs = np.linspace(0.0, schedule.knots[-1][0], rows)
+    rates = schedule(epochs)
+    bars = np.rint(columns * rates / max(rates.max(), 1e-30)).astype(int)
+    return "\n".join(
+        f"{epoch:7.2f}  {rate:8.5f}  {'#' * bar}"
+        for epoch, rate, bar in zip(epochs, rates, bars, strict=True)
+    )
+
+
+def plot(schedule: PiecewiseLinear, path: str) -> None:
+    """Draws the curve into an image file; the suffix of `path` chooses the format."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("--plot needs matplotlib; try: pip install matplotlib") from None
+    epochs = np.linspace(0.0, schedule.knots[-1][0], 500)
+    axes = (figure := Figure(figsize=(7, 4))).add_subplot()
+    axes.plot(epochs, schedule(epochs))
+    axes.set(xlabel="epoch", ylabel="learning rate", title="Learning rate", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write the plot {path}: {error}; try another path, e.g. lr.png") from None
+
+
+def _knots(text: str) -> Knots:
+    try:
+        pairs = [tuple(float(number) for number in pair.split(",")) for pair in text.split()]
+        return [(epoch, rate) for epoch, rate in pairs]
+    except ValueError:
+        raise UserError(f"--knots {text!r} is not pairs like '0,0 5,0.4 24,0'; correct it") from None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Print or draw a piecewise-linear learning rate.")
+    parser.add_argument("--knots", default="0,0 5,0.4 24,0", help="epoch,rate pairs (default: %(default)s)")
+    parser.add_argument("--plot", metavar="FILE", help="draw the curve into this image file")
+    arguments = parser.parse_args()
+    try:
+        schedule = PiecewiseLinear(_knots(arguments.knots))
+        print(as_text(schedule))
+        if arguments.plot:
+            plot(schedule, arguments.plot)
+            print(f"wrote {arguments.plot}")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
