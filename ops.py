@@ -1,0 +1,291 @@
+"""The three operations that make the step fast on a CPU: max-pooling, batch norm, 3x3 convolution.
+
+Each computes what TensorFlow's own operation computes, gradient included (tests/test_ops.py holds them
+against it), in a form that XLA turns into faster code on a CPU. On GPU and TPU the
+model uses plain convolutions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+# ---- max-pooling -------------------------------------------------------------------------------------------
+
+
+def max_pool(images: tf.Tensor, size: int) -> tf.Tensor:
+    """Max-pooling over size x size windows, stride `size`; rows and columns left over are dropped.
+
+    XLA's own gradient of it (select-and-scatter) walks a CPU's memory element by element; a reshape and a
+    maximum do not. Ties go to the first element in reading order, as in `tf.nn.max_pool2d` and PyTorch.
+
+    Args:
+        images: (N, H, W, C), floating point; H, W and C known when traced.
+        size: the window's side, from 1.
+
+    Returns:
+        (N, H // size, W // size, C), the same dtype.
+    """
+    height, width, channels = images.shape[1:]
+    rows, columns = height // size, width // size
+
+    @tf.custom_gradient
+    def pool(images: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        whole = images[:, : rows * size, : columns * size]
+        tiled = tf.reshape(whole, [-1, rows, size, columns, size, channels])
+        peak = tf.reduce_max(tiled, axis=[2, 4])  # (N, rows, columns, C)
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            taken = tf.zeros_like(peak, tf.bool)
+            parts = []
+            for row in range(size):
+                for column in range(size):
+                    here = tf.logical_and(tiled[:, :, row, :, column] >= peak, tf.logical_not(taken))
+                    parts.append(tf.where(here, upstream, tf.zeros_like(upstream)))
+                    taken = tf.logical_or(taken, here)
+            lines = [tf.stack(parts[row * size : (row + 1) * size], axis=3) for row in range(size)]
+            spread = tf.reshape(tf.stack(lines, axis=2), [-1, rows * size, columns * size, channels])
+            return tf.pad(spread, [[0, 0], [0, height - rows * size], [0, width - columns * size], [0, 0]])
+
+        return peak, gradient
+
+    return pool(images)
+
+
+# ---- batch norm --------------------------------------------------------------------------------------------
+
+
+def _same(array: tf.Tensor) -> tf.Tensor:
+    return array
+
+
+PARTS = 16  # into which a sum over rows is cut; XLA fuses the addition of so many slices into one loop
+
+
+def _channel_sum(term: Callable[..., tf.Tensor], *arrays: tf.Tensor) -> tf.Tensor:
+    """Sum of term(*arrays) over all axes but the last, in float32: (C,).
+
+    XLA's reduction to a handful of channels runs as a slow chain of windows on a CPU. Adding slices of the
+    rows, element by element, is vectorised, uses every core, and rounds less.
+    """
+    channels = arrays[0].shape[-1]
+    rows = [tf.reshape(array, [-1, channels]) for array in arrays]
+    while (rows[0].shape[0] or 1) % PARTS == 0 and rows[0].shape[0] > PARTS**2:
+        parts = zip(*(tf.unstack(tf.reshape(array, [PARTS, -1, channels])) for array in rows), strict=True)
+        terms = [term(*part) for part in parts]
+        rows, term = [sum(terms[1:], terms[0])], _same
+    return tf.reduce_sum(term(*rows), axis=0)
+
+
+def batch_norm(
+    images: tf.Tensor,
+    scale: tf.Tensor,
+    shift: tf.Tensor,
+    guess: tf.Tensor,
+    epsilon: float,
+    over_replicas: Callable[[tf.Tensor], tf.Tensor] = _same,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Normalises with the batch's own statistics, over all axes but the last.
+
+    The mean and the mean of squares are taken in one pass, about `guess`, so that they do not cancel where
+    the mean is large beside the deviation. The gradient is the closed form (S. Ioffe and C. Szegedy, arXiv
+    1502.03167, section 3), with respect to `images`, `scale` and `shift`.
+
+    Args:
+        images: (..., C), floating point; computed with in float32.
+        scale, shift: (C,) float32.
+        guess: (C,) float32, roughly the mean, e.g. the running one. It changes the rounding, not the result.
+        epsilon: added to the variance.
+        over_replicas: averages a (C,) tensor over the replicas, for statistics of the global batch; the
+            default keeps each replica's own. Replicas have equally many images.
+
+    Returns:
+        The normalised images, of the dtype of `images`; their mean and their biased variance, (C,) float32,
+        through which no gradient flows.
+    """
+    guess = tf.stop_gradient(guess)
+
+    @tf.custom_gradient
+    def normalise(images: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> Any:
+        count = tf.cast(tf.size(images) // images.shape[-1], tf.float32)
+
+        def centred(part: tf.Tensor) -> tf.Tensor:
+            return tf.cast(part, tf.float32) - guess
+
+        offset = over_replicas(_channel_sum(centred, images) / count)
+        square = over_replicas(_channel_sum(lambda part: tf.square(centred(part)), images) / count)
+        variance = tf.maximum(square - tf.square(offset), 0.0)
+        mean, inverse = guess + offset, tf.math.rsqrt(variance + epsilon)
+        factor = scale * inverse
+        normal = (tf.cast(images, tf.float32) - mean) * factor + shift
+
+        def gradient(upstream: tf.Tensor, *_: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            def product(above: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
+                return tf.cast(above, tf.float32) * (tf.cast(part, tf.float32) - mean)
+
+            shift_gradient = _channel_sum(lambda above: tf.cast(above, tf.float32), upstream)
+            scale_gradient = _channel_sum(product, upstream, images) * inverse
+            # The gradients of scale and shift stay the replica's own: the optimiser adds them up.
+            level, slope = over_replicas(shift_gradient / count), over_replicas(scale_gradient / count)
+            tilt = (tf.cast(images, tf.float32) - mean) * (slope * inverse)
+            change = (tf.cast(upstream, tf.float32) - level - tilt) * factor
+            return tf.cast(change, images.dtype), scale_gradient, shift_gradient
+
+        return (tf.cast(normal, images.dtype), mean, variance), gradient
+
+    normal, mean, variance = normalise(images, scale, shift)
+    return normal, tf.stop_gradient(mean), tf.stop_gradient(variance)
+
+
+# ---- 3x3 convolution ---------------------------------------------------------------------------------------
+#
+# Winograd's minimal filtering F(4x4, 3x3): a 4x4 tile of outputs needs 36 multiplications for a pair of
+# channels instead of 144 (S. Winograd 1980; A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural
+# Networks", arXiv 1509.09308). The transforms around the multiplications are cheap for 128 channels and more,
+# and the multiplications become 36 matrix products.
+
+TILE = 4  # outputs on a side
+# Where the two polynomials are evaluated, infinity aside. The usual choice, 0, +-1, +-2, rounds two to four
+# times as badly in float32 (tests/test_ops.py); these are short binary fractions, so A and B are exact.
+POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
+# The largest side at which the transforms cost less than they save on a CPU (measured: bench.py).
+LARGEST_SIDE = 16
+
+
+def winograd_matrices(
+    points: tuple[float, ...] = POINTS,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """The Toom-Cook matrices A (6, 4), B (6, 6), G (6, 3) with which, in one dimension,
+    correlate(data (6,), filter (3,)) = A' ((G filter) * (B data))  (4,).
+
+    A's column k is the points' k-th power. G evaluates the filter's polynomial and divides by
+    prod(point - other points). B's rows are the coefficients of prod(x - other points). The sixth row of each
+    is the point at infinity. Rows of B and G are scaled against one another by powers of two, which is exact.
+    """
+    count = len(points)
+    a, b, g = np.zeros((count + 1, TILE)), np.zeros((count + 1, count + 1)), np.zeros((count + 1, 3))
+    for row, point in enumerate(points):
+        others = [other for other in points if other != point]
+        a[row] = point ** np.arange(TILE)
+        b[row, :count] = np.poly(others)[::-1]
+        g[row] = point ** np.arange(3) / np.prod([point - other for other in others])
+    a[count, -1] = g[count, -1] = 1.0
+    b[count] = np.poly(points)[::-1]
+    ratio = np.linalg.norm(g, axis=1) / np.linalg.norm(b, axis=1)
+    scale = 2.0 ** np.rint(np.log2(ratio) / 2)[:, None]
+    return a.astype(np.float32), (b * scale).astype(np.float32), (g / scale).astype(np.float32)
+
+
+_A, _B, _G = winograd_matrices()
+_GG = np.kron(_G, _G)  # (36, 9): G filter G' for a filter laid out as a vector
+
+
+def _combine(weights: NDArray[np.float32], parts: list[tf.Tensor]) -> list[tf.Tensor]:
+    """weights (rows, len(parts)) times the vector of `parts`: the list of the rows' sums."""
+    sums = []
+    for row in weights:
+        terms = [float(weight) * part for weight, part in zip(row, parts, strict=True) if weight]
+        sums.append(sum(terms[1:], terms[0]))
+    return sums
+
+
+def _tiles(side: int) -> int:
+    return -(-side // TILE)
+
+
+def _spread(weights: NDArray[np.float32], images: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
+    """weights x tile x weights' for every tile; a tile is as wide as `weights` and starts every 4 pixels.
+
+    images (N, H, W, C) -> (36, N * rows * columns, C).
+    """
+    width = weights.shape[1]
+    last = TILE * (rows - 1) + 1, TILE * (columns - 1) + 1
+    lines = _combine(weights, [images[:, i : i + last[0] : TILE] for i in range(width)])
+    cells = [
+        cell
+        for line in lines
+        for cell in _combine(weights, [line[:, :, j : j + last[1] : TILE] for j in range(width)])
+    ]
+    return tf.reshape(tf.stack(cells), [len(cells), -1, images.shape[-1]])
+
+
+def _spread_inputs(images: tf.Tensor) -> tf.Tensor:
+    """B tile B': overlapping 6x6 tiles of the images, padded by one pixel of zeros and to whole tiles."""
+    rows, columns = _tiles(images.shape[1]), _tiles(images.shape[2])
+    below, right = TILE * rows - images.shape[1], TILE * columns - images.shape[2]
+    padded = tf.pad(images, [[0, 0], [1, 1 + below], [1, 1 + right], [0, 0]])
+    return _spread(_B, padded, rows, columns)
+
+
+def _spread_gradient(gradient: tf.Tensor) -> tf.Tensor:
+    """A tile A': 4x4 tiles of the gradient that comes from above, padded by zeros to whole tiles."""
+    rows, columns = _tiles(gradient.shape[1]), _tiles(gradient.shape[2])
+    below, right = TILE * rows - gradient.shape[1], TILE * columns - gradient.shape[2]
+    return _spread(_A, tf.pad(gradient, [[0, 0], [0, below], [0, right], [0, 0]]), rows, columns)
+
+
+def _gather_outputs(products: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """A' tile A: (36, tiles, C) -> (N, height, width, C)."""
+    rows, columns, channels = _tiles(height), _tiles(width), products.shape[-1]
+    side = len(_A)
+    cells = tf.unstack(tf.reshape(products, [side * side, -1, rows, columns, channels]))
+    lines = [_combine(_A.T, cells[j::side]) for j in range(side)]  # for each column j of cells, 4 rows
+    outputs = [tf.stack(_combine(_A.T, [lines[j][i] for j in range(side)]), axis=3) for i in range(TILE)]
+    images = tf.reshape(tf.stack(outputs, axis=2), [-1, TILE * rows, TILE * columns, channels])
+    return images[:, :height, :width]
+
+
+def _spread_filters(filters: tf.Tensor) -> tf.Tensor:
+    """G filter G': (3, 3, C, K) -> (36, C, K)."""
+    inputs, outputs = filters.shape[2:]
+    return tf.reshape(tf.matmul(_GG, tf.reshape(filters, [9, -1])), [len(_GG), inputs, outputs])
+
+
+def _winograd_forward(images: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
+    products = tf.matmul(_spread_inputs(images), _spread_filters(filters))
+    return _gather_outputs(products, images.shape[1], images.shape[2])
+
+
+@tf.custom_gradient
+def conv3x3_winograd(images: tf.Tensor, filters: tf.Tensor) -> tuple[tf.Tensor, Any]:
+    """`tf.nn.conv2d(images, filters, 1, "SAME")` for 3x3 filters, with a quarter of the multiplications.
+
+    Its gradient with respect to the images is such a convolution again, with the filters turned by 180
+    degrees; that with respect to the filters transposes each of the three steps. Rounding: about 1e-6 of the
+    result's norm, three times a direct convolution's.
+
+    Args:
+        images: (N, H, W, C) float32; H, W and C known when traced.
+        filters: (3, 3, C, K) float32.
+
+    Returns:
+        (N, H, W, K) float32.
+    """
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        turned = tf.transpose(filters[::-1, ::-1], [0, 1, 3, 2])
+        images_gradient = _winograd_forward(upstream, turned)
+        products = tf.matmul(_spread_inputs(images), _spread_gradient(upstream), transpose_a=True)
+        filters_gradient = tf.matmul(_GG, tf.reshape(products, [len(_GG), -1]), transpose_a=True)
+        return images_gradient, tf.reshape(filters_gradient, filters.shape)
+
+    return _winograd_forward(images, filters), gradient
+
+
+def conv3x3(images: tf.Tensor, filters: tf.Tensor, *, winograd: bool) -> tf.Tensor:
+    """3x3 convolution, stride 1, 'same' zero padding; with `winograd`, the fast form where it pays.
+
+    Args:
+        images: (N, H, W, C), floating point.
+        filters: (3, 3, C, K), of the same dtype.
+        winograd: whether the minimal filtering may be used; it is for float32 on a CPU.
+
+    Returns:
+        (N, H, W, K), the same dtype.
+    """
+    small = max(images.shape[1:3]) <= LARGEST_SIDE
+    if winograd and small and images.dtype == tf.float32 and min(filters.shape[2:]) >= 32:
+        return conv3x3_winograd(images, filters)
+    return tf.nn.conv2d(images, filters, 1, "SAME")
