@@ -1,0 +1,126 @@
+"""Augmentation and batches: the same pixels for the same (seed, epoch, step), wherever they are computed.
+
+The functions work on whole batches, eagerly, inside tf.data and inside a compiled step alike. Random numbers
+are TensorFlow's stateless Philox, keyed and without state, so any batch can be made again at any time.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+Seed = Any  # int32 tensor (2,) or a pair of ints
+
+
+class Shard(NamedTuple):
+    """Which part of the global batch these images are: part `number`, from 0, of `parts` equal ones.
+
+    Random numbers are drawn for the whole batch and each replica takes its own, so that n replicas see
+    together what one would. `number` may be a tensor.
+    """
+
+    number: Any = 0
+    parts: int = 1
+
+
+WHOLE = Shard()
+
+
+def own_part(batch: tf.Tensor, shard: Shard) -> tf.Tensor:
+    """The shard's part of a global batch (B, ...): (B / parts, ...). `parts` divides B."""
+    size = batch.shape[0] // shard.parts
+    return batch if shard.parts == 1 else batch[shard.number * size : (shard.number + 1) * size]
+
+
+def _draw(seed: Seed, stream: int, images: tf.Tensor, shard: Shard, choices: int) -> tf.Tensor:
+    """One integer an image, uniform in 0 .. choices - 1; int32 (N,). Streams of one seed are independent."""
+    key = tf.cast(tf.convert_to_tensor(seed), tf.int32) + tf.constant([0, stream], tf.int32)
+    count = images.shape[0] or tf.shape(images)[0]
+    # Raw bits: floats drawn by the same Philox differ between TensorFlow's kernel and XLA's.
+    bits = tf.random.stateless_uniform([count * shard.parts], key, None, None, tf.uint32, alg="philox")
+    bits = bits[shard.number * count : (shard.number + 1) * count]
+    return tf.cast(bits % tf.cast(choices, tf.uint32), tf.int32)  # even to 1 in 10^6 for 625 choices
+
+
+def random_crop(images: tf.Tensor, size: int, seed: Seed, shard: Shard = WHOLE) -> tf.Tensor:
+    """A size x size window of each image, every offset equally likely: (N, H, W, C) -> (N, size, size, C).
+
+    Any dtype. H and W known when traced; H == W >= size.
+    """
+    offsets = images.shape[1] - size + 1
+    tops, lefts = (_draw(seed, stream, images, shard, offsets) for stream in (1, 2))
+    window = tf.range(size)
+    rows = tf.gather(images, tops[:, None] + window, axis=1, batch_dims=1)  # (N, size, W, C)
+    across = tf.transpose(rows, [0, 2, 1, 3])
+    columns = tf.gather(across, lefts[:, None] + window, axis=1, batch_dims=1)  # (N, size, size, C)
+    return tf.transpose(columns, [0, 2, 1, 3])
+
+
+def random_flip(images: tf.Tensor, seed: Seed, shard: Shard = WHOLE) -> tf.Tensor:
+    """Mirrors each image left to right with probability 1/2: (N, H, W, C), any dtype."""
+    flipped = _draw(seed, 3, images, shard, 2)[:, None, None, None] == 1
+    return tf.where(flipped, tf.reverse(images, [2]), images)
+
+
+def random_cutout(images: tf.Tensor, size: int, seed: Seed, shard: Shard = WHOLE) -> tf.Tensor:
+    """Zeros in a size x size square wholly inside each image, every position equally likely: (N, H, W, C)."""
+    height, width = images.shape[1:3]
+    tops = _draw(seed, 4, images, shard, height - size + 1)[:, None]
+    lefts = _draw(seed, 5, images, shard, width - size + 1)[:, None]
+    rows, columns = tf.range(height), tf.range(width)
+    in_rows = tf.logical_and(rows >= tops, rows < tops + size)  # (N, H)
+    in_columns = tf.logical_and(columns >= lefts, columns < lefts + size)  # (N, W)
+    hole = tf.logical_and(in_rows[:, :, None], in_columns[:, None, :])[..., None]
+    return tf.where(hole, tf.zeros([], images.dtype), images)
+
+
+def standardise(images: tf.Tensor, mean: NDArray[Any], std: NDArray[Any]) -> tf.Tensor:
+    """uint8 (..., 3) to float32, each channel less its mean, over its deviation (both on the 0-1 scale)."""
+    scale, offset = 1.0 / (255.0 * std), -mean / std
+    return tf.cast(images, tf.float32) * scale.astype(np.float32) + offset.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Augmentation:
+    """What happens to a training batch: crop, flip, standardise, cutout, in this order.
+
+    Args:
+        size: side of the crop, in pixels.
+        flip: whether to mirror.
+        cutout: side of the hole, in pixels; 0 for none.
+        mean, std: (3,) each, of the training set, on the 0-1 scale.
+
+    Cropping and flipping move bytes, so they come first, while a pixel is one byte and not four.
+    """
+
+    size: int
+    flip: bool
+    cutout: int
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+    def __call__(self, images: tf.Tensor, seed: Seed, shard: Shard = WHOLE) -> tf.Tensor:
+        """Padded uint8 (N, H, W, 3) -> float32 (N, size, size, 3)."""
+        images = random_crop(images, self.size, seed, shard)
+        if self.flip:
+            images = random_flip(images, seed, shard)
+        images = standardise(images, self.mean, self.std)
+        return random_cutout(images, self.cutout, seed, shard) if self.cutout else images
+
+
+def epoch_order(seed: int, epoch: int, images: int, batch_size: int) -> NDArray[np.int32]:
+    """The images of each step of an epoch: int32 (steps, batch_size), from 0 to images - 1.
+
+    A shuffle that depends on (seed, epoch) alone; the images of a last partial batch are left out.
+    """
+    steps = images // batch_size
+    order = np.random.default_rng([seed, epoch]).permutation(images).astype(np.int32)
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def step_seeds(seed: int, epoch: int, steps: int) -> NDArray[np.int32]:
+    """The key of each step's augmentation: int32 (steps, 2), from (seed, epoch, step) alone."""
+    keys = np.random.SeedSequence([seed, epoch, 1]).generate_state(2 * steps, np.uint32)
+    return keys.reshape(steps, 2).view(np.int32)

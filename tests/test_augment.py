@@ -1,0 +1,141 @@
+"""Crops, flips and cutouts against plain NumPy, and the same batches from both pipelines."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import augment
+import pipeline
+
+MEAN, STD = np.array([0.49, 0.48, 0.45]), np.array([0.25, 0.24, 0.26])
+
+
+def coordinates(count: int, side: int) -> np.ndarray:
+    """Images (count, side, side, 3) whose pixels hold (image, row, column)."""
+    grid = np.stack(np.meshgrid(np.arange(count), np.arange(side), np.arange(side), indexing="ij"), axis=-1)
+    return grid.astype(np.int32)
+
+
+def chi_square(counts: np.ndarray) -> float:
+    expected = counts.sum() / counts.size
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_crops_are_windows_of_their_image_and_reach_all_81_offsets_uniformly():
+    count = 16_200
+    images = coordinates(count, 40)[:, :, :, 1:]
+    crops = augment.random_crop(tf.constant(images), 32, [1, 2]).numpy()
+    tops, lefts = crops[:, 0, 0, 0], crops[:, 0, 0, 1]
+    rows, columns = np.arange(32)[None, :, None], np.arange(32)[None, None, :]
+    np.testing.assert_array_equal(crops[..., 0], np.broadcast_to(tops[:, None, None] + rows, (count, 32, 32)))
+    np.testing.assert_array_equal(
+        crops[..., 1], np.broadcast_to(lefts[:, None, None] + columns, (count, 32, 32))
+    )
+    counts = np.zeros((9, 9))
+    np.add.at(counts, (tops, lefts), 1)
+    assert counts.min() > 0
+    assert chi_square(counts) < 130  # 80 degrees of freedom: exceeded by chance 3 times in 10,000
+
+
+def test_crops_stay_with_their_image():
+    crops = augment.random_crop(tf.constant(coordinates(50, 40)), 32, [3, 4]).numpy()
+    np.testing.assert_array_equal(crops[..., 0], np.broadcast_to(np.arange(50)[:, None, None], (50, 32, 32)))
+
+
+def test_half_of_the_images_are_mirrored_and_the_others_untouched():
+    images = coordinates(4000, 6)
+    flipped = augment.random_flip(tf.constant(images), [5, 6]).numpy()
+    same = (flipped == images).all(axis=(1, 2, 3))
+    mirrored = (flipped == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (same ^ mirrored).all()
+    assert abs(mirrored.mean() - 0.5) < 0.03  # 3.8 standard deviations
+
+
+def test_cutout_is_one_whole_square_and_reaches_all_625_places_uniformly():
+    count = 40_000
+    holes = augment.random_cutout(tf.ones([count, 32, 32, 1]), 8, [7, 8]).numpy()[..., 0] == 0
+    rows, columns = holes.any(axis=2), holes.any(axis=1)
+    tops, lefts = rows.argmax(axis=1), columns.argmax(axis=1)
+    places = np.arange(32)
+    inside_rows = (places >= tops[:, None]) & (places < tops[:, None] + 8)
+    inside_columns = (places >= lefts[:, None]) & (places < lefts[:, None] + 8)
+    np.testing.assert_array_equal(holes, inside_rows[:, :, None] & inside_columns[:, None, :])
+    counts = np.zeros((25, 25))
+    np.add.at(counts, (tops, lefts), 1)
+    assert counts.min() > 0
+    assert chi_square(counts) < 750  # 624 degrees of freedom, 3.6 standard deviations
+
+
+def draw(seed, stream):
+    return augment._draw(seed, stream, tf.zeros([10_000, 1]), augment.WHOLE, 9).numpy()
+
+
+def test_draws_of_one_seed_are_independent_and_repeat():
+    first, second = (draw([9, 9], stream) for stream in (1, 2))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.04
+    np.testing.assert_array_equal(first, draw([9, 9], 1))
+    assert (first != draw([9, 10], 1)).mean() > 0.8
+    assert set(first) == set(range(9))
+
+
+def test_standardise_against_numpy():
+    images = np.arange(256 * 3).reshape(1, 16, 16, 3).astype(np.uint8)
+    expected = (images / 255.0 - MEAN) / STD
+    np.testing.assert_allclose(augment.standardise(tf.constant(images), MEAN, STD), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_the_same_pixels_eagerly_in_tf_data_and_compiled(jit):
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (64, 40, 40, 3), np.uint8))
+    pipe = augment.Augmentation(32, True, 8, MEAN, STD)
+    eager = pipe(images, tf.constant([10, 11])).numpy()
+    graph = tf.function(pipe, jit_compile=jit)(images, tf.constant([10, 11])).numpy()
+    mapped = next(iter(tf.data.Dataset.from_tensors(images).map(lambda x: pipe(x, tf.constant([10, 11])))))
+    np.testing.assert_allclose(graph, eager, atol=2e-7)  # XLA fuses a multiplication and an addition
+    np.testing.assert_array_equal(mapped.numpy(), eager)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_shards_are_together_the_whole_batch(count):
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (64, 40, 40, 3), np.uint8))
+    pipe = augment.Augmentation(32, True, 8, MEAN, STD)
+    whole = pipe(images, [10, 11]).numpy()
+    shards = [augment.Shard(tf.constant(index), count) for index in range(count)]
+    parts = [pipe(augment.own_part(images, shard), [10, 11], shard).numpy() for shard in shards]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_an_epochs_order_visits_every_image_once_and_depends_on_seed_and_epoch_alone():
+    order = augment.epoch_order(1, 2, 100, 10)
+    assert order.shape == (10, 10) and order.dtype == np.int32
+    assert sorted(order.ravel()) == list(range(100))
+    np.testing.assert_array_equal(order, augment.epoch_order(1, 2, 100, 10))
+    assert (order != augment.epoch_order(1, 3, 100, 10)).any()
+    assert (order != augment.epoch_order(2, 2, 100, 10)).any()
+    assert augment.epoch_order(0, 1, 50_000, 512).shape == (97, 512)  # the last partial batch is dropped
+    seeds = np.concatenate([augment.step_seeds(1, epoch, 97) for epoch in range(20)])
+    assert len(np.unique(seeds, axis=0)) == len(seeds)
+
+
+def test_both_pipelines_give_the_same_batches_and_keep_labels_with_images():
+    count = 60
+    images = np.zeros((count, 40, 40, 3), np.uint8)
+    images[:] = 4 * np.arange(count)[:, None, None, None]  # an image's value tells which it is
+    labels = np.arange(count, dtype=np.int32)
+    pipe = augment.Augmentation(32, True, 0, np.zeros(3), np.ones(3))
+    made = [cls(images, labels, pipe, 16, 5) for cls in (pipeline.HostPipeline, pipeline.DevicePipeline)]
+    for epoch in (1, 2):
+        sources = [pipe.open(epoch) for pipe in made]
+        for step in range(3):
+            batches = [
+                pipe.decode(*pipe.take(source, tf.constant(step)))
+                for pipe, source in zip(made, sources, strict=True)
+            ]
+            for images_, labels_ in batches:
+                np.testing.assert_allclose(
+                    images_.numpy() * 255,
+                    np.broadcast_to(4 * labels_.numpy()[:, None, None, None], images_.shape),
+                    rtol=1e-5,
+                )
+            np.testing.assert_array_equal(batches[0][0], batches[1][0])
+            np.testing.assert_array_equal(batches[0][1], batches[1][1])
