@@ -1,0 +1,409 @@
+"""Trains DavidNet on CIFAR-10 with a GradientTape loop: 24 epochs to about 94 %.
+
+    python train_eager.py                          # the recipe below
+    python train_eager.py --epochs 10 --seed 3     # every constant below is a flag as well
+    python train_eager.py -h
+
+    >>> from train_eager import train
+    >>> result = train(epochs=10, data="synthetic")
+
+The recipe is D. C. Page's cifar10-fast (dawn.py, 2019), the numbers below are from there unless they say
+otherwise. README.md tells what is timed and what a run leaves behind.
+"""
+
+import contextlib
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; warnings still show
+
+import numpy as np
+import tensorflow as tf
+
+import console
+import data
+import devices
+import memory
+import record
+import schedule
+import settings
+from augment import Augmentation, Shard
+from errors import UserError
+from evaluation import Counters, Evaluator, count_correct, cross_entropy_sum
+from model import DavidNet, average_statistics
+from optimizer import EpochRate, Nesterov
+from pipeline import DevicePipeline, HostPipeline, Pipeline
+
+# fmt: off
+# ---- Hyperparameters: edit here, or give the flag of the same name (--batch-size 256). ---------------------
+EPOCHS = 24  #@param {type:"integer"}
+BATCH_SIZE = 512  #@param {type:"integer"}
+LEARNING_RATE = 0.4  #@param {type:"number"}
+WARMUP_EPOCHS = 5.0  #@param {type:"number"}
+MOMENTUM = 0.9  #@param {type:"number"}
+WEIGHT_DECAY = 5e-4  #@param {type:"number"}
+LABEL_SMOOTHING = 0.0  #@param {type:"number"}
+DROPOUT = 0.0  #@param {type:"number"}
+PAD = 4  #@param {type:"integer"}
+FLIP = True  #@param {type:"boolean"}
+CUTOUT = 8  #@param {type:"integer"}
+WIDTH = 64  #@param {type:"integer"}
+SEED = 0  #@param {type:"integer"}
+# ---- Where and how; these change the speed, not the result. ------------------------------------------------
+DEVICE = "auto"  #@param ["auto", "cpu", "gpu", "tpu"]
+PRECISION = "auto"  #@param ["auto", "float32", "bfloat16"]
+PIPELINE = "auto"  #@param ["auto", "host", "device"]
+CONVOLUTION = "auto"  #@param ["auto", "direct", "winograd"]
+SYNC_BN = False  #@param {type:"boolean"}
+LOGICAL_DEVICES = 0  #@param {type:"integer"}
+JIT = True  #@param {type:"boolean"}
+EAGER = False  #@param {type:"boolean"}
+# ---- Data and results. -------------------------------------------------------------------------------------
+DATA = ""  #@param {type:"string"}
+HOLDOUT = 0  #@param {type:"integer"}
+LIMIT_TRAIN = 0  #@param {type:"integer"}
+LIMIT_TEST = 0  #@param {type:"integer"}
+STOP_AFTER = 0  #@param {type:"integer"}
+OUT = ""  #@param {type:"string"}
+PROFILE = ""  #@param {type:"string"}
+# ------------------------------------------------------------------------------------------------------------
+# fmt: on
+
+RECIPE = "davidnet"
+EVALUATION_BATCH = 1000  # images a step; divides CIFAR-10's 10,000
+PROFILED_STEPS = 10
+INTERRUPTED = 130  # exit code after Ctrl-C, as the shell's own
+
+
+def constants() -> settings.Settings:
+    """The hyperparameters as they stand above, read anew at each call so that edits in a notebook count."""
+    return settings.Settings(**{name: globals()[name.upper()] for name in settings.NAMES})
+
+
+def train(**changes: Any) -> dict[str, Any]:
+    """Trains once and returns what result.json holds.
+
+    Args:
+        changes: hyperparameters that differ from the constants above, by their names in lower case
+            (`epochs=10`). `settings.Settings` lists them with units and limits.
+
+    Raises:
+        UserError: on a wrong hyperparameter, missing or damaged data, a missing device or an output folder
+            that cannot be written. Its message is one line.
+    """
+    options = settings.change(constants(), changes)
+    random.seed(options.seed)
+    np.random.seed(options.seed)
+    tf.random.set_seed(options.seed)
+    tf.keras.utils.disable_interactive_logging()
+    with eagerly(options.eager):
+        return Run(options).train()
+
+
+@contextlib.contextmanager
+def eagerly(eager: bool) -> Iterator[None]:
+    """Within it, tf.functions run operation by operation if `eager`."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(eager)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+class Run:
+    """One training, from the hyperparameters to the result.
+
+    Its parts are made in the order in which they are needed: folder, data, device, network, step, evaluation.
+    """
+
+    def __init__(self, options: settings.Settings) -> None:
+        self.options = options
+        default = Path("runs") / f"{RECIPE}-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        images = data.load(
+            options.data or None,
+            seed=options.seed,
+            limit_train=options.limit_train,
+            limit_test=options.limit_test,
+            holdout=options.holdout,
+        )
+        self.images = images
+        self.steps_per_epoch = len(images.train_labels) // options.batch_size
+        if self.steps_per_epoch == 0:
+            count = len(images.train_labels)
+            raise UserError(
+                f"--batch-size {options.batch_size} is above the {count} training images; lower it"
+            )
+        self.schedule = schedule.triangle(options.epochs, options.warmup_epochs, options.learning_rate)
+        self.placement = devices.choose(options.device)
+        self.precision = devices.choose_precision(options.precision, self.placement.kind)
+        self.folder = record.make_folder(options.out, default)
+        mean, std = data.mean_std(images.train_images)
+        # XLA compiles for one device; a TPU's strategy compiles by itself.
+        self.jit = options.jit and self.placement.replicas == 1 and self.placement.kind != "tpu"
+        with self.placement.strategy.scope(), dtype_policy(self.precision):
+            self.model = self._make_model()
+            self.optimizer = Nesterov(self._make_rate(), options.momentum)
+            self.optimizer.build(self.model.trainable_variables)
+            self.counters = Counters()
+            self.pipeline = self._make_pipeline(mean, std)
+            self.train_step, self.train_steps = self._make_train_step()
+            self.evaluate = Evaluator(
+                self.placement.strategy,
+                self.model,
+                images.test_images,
+                images.test_labels,
+                mean,
+                std,
+                EVALUATION_BATCH,
+                jit=self.jit,
+            )
+
+    # ---- the parts -----------------------------------------------------------------------------------------
+
+    def _make_model(self) -> tf.keras.Model:
+        options = self.options
+        fast = self.placement.kind == "cpu" and self.jit and not options.eager
+        model = DavidNet(
+            len(self.images.classes),
+            width=options.width,
+            dropout=options.dropout,
+            seed=options.seed,
+            sync_bn=options.sync_bn,
+            winograd=fast if options.convolution == "auto" else options.convolution == "winograd",
+        )
+        model(
+            tf.zeros([1, *self.images.train_images.shape[1:]])
+        )  # Keras makes the variables at the first call
+        return model
+
+    def _make_rate(self) -> EpochRate:
+        return EpochRate(self.schedule, self.steps_per_epoch, self.options.batch_size)
+
+    def _make_pipeline(self, mean: np.ndarray, std: np.ndarray) -> Pipeline:
+        options, images = self.options, self.images
+        on_host = self.placement.kind == "cpu" if options.pipeline == "auto" else options.pipeline == "host"
+        return (HostPipeline if on_host else DevicePipeline)(
+            data.reflect_pad(images.train_images, options.pad),
+            images.train_labels,
+            Augmentation(images.train_images.shape[1], options.flip, options.cutout, mean, std),
+            options.batch_size,
+            options.seed,
+        )
+
+    def _make_train_step(self) -> tuple[Any, Any]:
+        model, optimizer, pipeline, counters = self.model, self.optimizer, self.pipeline, self.counters
+        strategy, weights = self.placement.strategy, self.model.trainable_variables
+        replicas = strategy.num_replicas_in_sync
+        # Of the summed loss, and once over all replicas, whose gradients the optimiser adds up.
+        decay = self.options.weight_decay * self.options.batch_size / replicas
+        smoothing = self.options.label_smoothing
+
+        @tf.function(jit_compile=self.jit)
+        def train_step(first: tf.Tensor, second: tf.Tensor) -> None:
+            shard = Shard(tf.distribute.get_replica_context().replica_id_in_sync_group, replicas)
+            images, labels = pipeline.decode(
+                first, second, shard
+            )  # (B / replicas, 32, 32, 3), (B / replicas,)
+            with tf.GradientTape() as tape:
+                logits = model(images, training=True)  # (B / replicas, classes)
+                loss_sum = cross_entropy_sum(logits, labels, smoothing)
+            gradients = tape.gradient(loss_sum, weights)
+            # A new list: `g += decay * w` in a loop would rebind a name, and the decay would never happen.
+            gradients = [g + decay * tf.convert_to_tensor(w) for g, w in zip(gradients, weights, strict=True)]
+            optimizer.apply(gradients, weights)
+            counters.add(loss_sum, count_correct(logits, labels))
+
+        @tf.function
+        def train_steps(source: Any, first: tf.Tensor, count: tf.Tensor) -> None:
+            for step in tf.range(first, first + count):
+                strategy.run(train_step, pipeline.take(source, step))
+
+        return train_step, train_steps
+
+    # ---- the run -------------------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, Any]:
+        """Warms up, trains epoch by epoch, writes the result after each, and returns it."""
+        options = self.options
+        console.header(self._header())
+        self.compile_seconds = self._warm_up()
+        console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now\n\n{console.heading()}")
+        self.rows: list[dict[str, Any]] = []
+        self.train_seconds, self.started = 0.0, time.perf_counter()
+        last = options.stop_after or options.epochs
+        for epoch in range(1, last + 1):
+            self.rows.append(self._epoch(epoch, last))
+            console.say(console.row(self.rows[-1]))
+            result = self._result(finished=epoch == last)
+            record.write_result(self.folder, result)
+        ending = "" if last == options.epochs else f" after {last} of the schedule's {options.epochs} epochs"
+        console.say(f"\n{self._set_name()} accuracy {result['test_accuracy']:.4f}{ending}")
+        console.say(f"wrote {self.folder / 'result.json'} and dawnbench.tsv")
+        return result
+
+    def _epoch(self, epoch: int, last: int) -> dict[str, Any]:
+        """One epoch and its evaluation. Nothing is fetched from the device between its steps."""
+        options, images_a_step = self.options, self.options.batch_size
+        a_call = (
+            1 if self.placement.kind == "cpu" else 10
+        )  # steps; a call to an accelerator costs more than a step
+        self.counters.reset()
+        start = time.perf_counter()
+        source = self.pipeline.open(epoch)
+        bar = console.EpochBar(epoch, last, self.steps_per_epoch * images_a_step)
+        with contextlib.closing(bar):
+            for first in range(0, self.steps_per_epoch, a_call):
+                count = min(a_call, self.steps_per_epoch - first)
+                self._call(source, first, count, profile=epoch == 1 and bool(options.profile))
+                bar.advance(count * images_a_step)
+                if epoch == 1 and first == 3 and self.placement.kind == "cpu":
+                    self._say_how_long((time.perf_counter() - start) / (first + 1), last)
+        loss_sum, correct = self.counters.fetch()  # waits for the device, so the clock is right
+        seconds = time.perf_counter() - start
+        self.train_seconds += seconds
+        if self.placement.replicas > 1:
+            self.placement.strategy.run(tf.function(average_statistics), (self.model,))
+        test_loss, test_accuracy = self.evaluate()
+        seen = self.steps_per_epoch * images_a_step
+        values = {
+            "epoch": epoch,
+            "learning_rate": float(self.schedule(epoch)),
+            "train_loss": loss_sum / seen,
+            "train_accuracy": correct / seen,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+            "train_seconds": seconds,
+            "total_seconds": time.perf_counter() - self.started,
+        }
+        if not np.isfinite([values["train_loss"], test_loss]).all():
+            raise UserError(
+                f"the loss is not finite in epoch {epoch} at learning rate {values['learning_rate']:.4g}; "
+                "try a lower --learning-rate or a longer --warmup-epochs",
+                exit_code=3,
+            )
+        return values
+
+    def _call(self, source: Any, first: int, count: int, *, profile: bool) -> None:
+        if profile and first == 0:
+            tf.profiler.experimental.start(self.options.profile)
+        self.train_steps(source, tf.constant(first), tf.constant(count))
+        end = min(PROFILED_STEPS, self.steps_per_epoch)
+        if profile and first < end <= first + count:
+            self.counters.fetch()  # so that the steps are over
+            tf.profiler.experimental.stop()
+            console.say(f"wrote a profile of {end} steps to {self.options.profile}")
+
+    def _warm_up(self) -> float:
+        """Compiles by training one step and evaluating once, then undoes the step. Returns the seconds."""
+        start = time.perf_counter()
+        variables = [*self.model.variables, *self.optimizer.variables]
+        before = [tf.identity(tf.convert_to_tensor(variable)) for variable in variables]
+        self.train_steps(self.pipeline.open(0), tf.constant(0), tf.constant(1))
+        self.evaluate()
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        self.counters.reset()
+        return time.perf_counter() - start
+
+    # ---- what it says --------------------------------------------------------------------------------------
+
+    def _set_name(self) -> str:
+        kind = "validation" if self.options.holdout else "test"
+        return f"synthetic {kind}" if self.images.synthetic else kind
+
+    def _header(self) -> dict[str, str]:
+        images, options = self.images, self.options
+        parameters = sum(int(np.prod(weight.shape)) for weight in self.model.trainable_variables)
+        count = self.placement.replicas
+        return {
+            "recipe": f"{RECIPE}, {options.epochs} epochs, batch {options.batch_size}, seed {options.seed}",
+            "data": f"{images.source}: {len(images.train_labels):,} training images, "
+            f"{len(images.test_labels):,} {self._set_name()} images",
+            "network": f"DavidNet, {parameters:,} parameters",
+            "device": f"{self.placement.kind} ({self.placement.reason}), {count} replica{'s' * (count > 1)}, "
+            f"{self.precision}, {'XLA' if options.jit and not options.eager else 'no XLA'}",
+            "versions": ", ".join(f"{name} {version}" for name, version in record.versions().items()),
+            "timed": "train s: training alone; total s: evaluation too; neither loading nor compiling",
+            "results": str(self.folder),
+        }
+
+    def _say_how_long(self, step_seconds: float, last: int) -> None:
+        total = step_seconds * self.steps_per_epoch * last
+        if total > 600:
+            console.say(
+                f"this run will train for about {total / 3600:.1f} hours on this CPU; shorter: --epochs 10, "
+                f"--stop-after 3, or --epochs 1 --limit-train 2048 --limit-test 512"
+            )
+
+    def _result(self, *, finished: bool) -> dict[str, Any]:
+        images, rows = self.images, self.rows
+        accelerators = [
+            device.name for device in tf.config.list_physical_devices() if device.device_type != "CPU"
+        ]
+        seen = len(rows) * self.steps_per_epoch * self.options.batch_size
+        return {
+            "recipe": RECIPE,
+            "seed": self.options.seed,
+            "finished": finished,
+            "hyperparameters": {
+                k: v for k, v in asdict(self.options).items() if k not in ("data", "out", "profile")
+            },
+            "data": {
+                "source": images.source,
+                "sha256": images.sha256(),
+                "synthetic": images.synthetic,
+                "train_images": len(images.train_labels),
+                "test_images": len(images.test_labels),
+            },
+            "versions": record.versions(),
+            "hardware": record.hardware(accelerators),
+            "precision": self.precision,
+            "replicas": self.placement.replicas,
+            "epochs": rows,
+            "test_accuracy": rows[-1]["test_accuracy"],
+            "test_accuracy_tta": None,
+            "train_seconds": self.train_seconds,
+            "total_seconds": rows[-1]["total_seconds"],
+            "compile_seconds": self.compile_seconds,
+            "images_per_second": seen / self.train_seconds,
+        }
+
+
+@contextlib.contextmanager
+def dtype_policy(precision: str) -> Iterator[None]:
+    """Within it, Keras layers compute in `precision` and keep their variables in float32."""
+    before = tf.keras.config.dtype_policy()
+    tf.keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
+    try:
+        yield
+    finally:
+        tf.keras.config.set_dtype_policy(before)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
+    memory.keep_freed_memory()
+    try:
+        summary = (__doc__ or "").partition("\n")[0]
+        train(**settings.parse(constants(), sys.argv[1:] if arguments is None else arguments, summary))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the epochs that had ended are in the results folder", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    if "ipykernel" in sys.modules:  # pasted into a notebook's cell, where sys.argv is the kernel's
+        train()
+    else:
+        sys.exit(main())
