@@ -201,14 +201,11 @@ def _spread(weights: NDArray[np.float32], images: tf.Tensor, rows: int, columns:
     images (N, H, W, C) -> (36, N * rows * columns, C).
     """
     width = weights.shape[1]
-    last = TILE * (rows - 1) + 1, TILE * (columns - 1) + 1
-    lines = _combine(weights, [images[:, i : i + last[0] : TILE] for i in range(width)])
-    cells = [
-        cell
-        for line in lines
-        for cell in _combine(weights, [line[:, :, j : j + last[1] : TILE] for j in range(width)])
-    ]
-    return tf.reshape(tf.stack(cells), [len(cells), -1, images.shape[-1]])
+    down, right = TILE * (rows - 1) + 1, TILE * (columns - 1) + 1
+    # Stacked after each dimension: 36 cells of their own would be 36 kernels to compile.
+    lines = tf.stack(_combine(weights, [images[:, i : i + down : TILE] for i in range(width)]))
+    cells = _combine(weights, [lines[:, :, :, j : j + right : TILE] for j in range(width)])
+    return tf.reshape(tf.stack(cells, axis=1), [len(weights) ** 2, -1, images.shape[-1]])
 
 
 def _spread_inputs(images: tf.Tensor) -> tf.Tensor:
@@ -229,12 +226,11 @@ def _spread_gradient(gradient: tf.Tensor) -> tf.Tensor:
 def _gather_outputs(products: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """A' tile A: (36, tiles, C) -> (N, height, width, C)."""
     rows, columns, channels = _tiles(height), _tiles(width), products.shape[-1]
-    side = len(_A)
-    cells = tf.unstack(tf.reshape(products, [side * side, -1, rows, columns, channels]))
-    lines = [_combine(_A.T, cells[j::side]) for j in range(side)]  # for each column j of cells, 4 rows
-    outputs = [tf.stack(_combine(_A.T, [lines[j][i] for j in range(side)]), axis=3) for i in range(TILE)]
-    images = tf.reshape(tf.stack(outputs, axis=2), [-1, TILE * rows, TILE * columns, channels])
-    return images[:, :height, :width]
+    cells = tf.reshape(products, [len(_A), len(_A), -1, rows, columns, channels])
+    lines = tf.stack(_combine(_A.T, tf.unstack(cells)))  # (4, 6, N, rows, columns, C)
+    outputs = tf.stack(_combine(_A.T, tf.unstack(lines, axis=1)))  # (4 across, 4 down, N, rows, columns, C)
+    images = tf.transpose(outputs, [2, 3, 1, 4, 0, 5])
+    return tf.reshape(images, [-1, TILE * rows, TILE * columns, channels])[:, :height, :width]
 
 
 def _spread_filters(filters: tf.Tensor) -> tf.Tensor:
