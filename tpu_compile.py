@@ -1,0 +1,311 @@
+"""Compiles the complete training and evaluation steps with Google's TPU compiler, on a machine without a TPU.
+
+    python3 -m venv .tpu && .tpu/bin/pip install "jax[tpu]==0.10.2"     # nothing else here needs it
+    python tpu_compile.py --python .tpu/bin/python --out records/tpu-compile.json
+    python tpu_compile.py --python .tpu/bin/python --chips v5e --precisions bfloat16 --steps train
+
+TensorFlow lowers the steps to StableHLO in this process: augmentation, forward, backward, weight decay,
+update, batch-norm statistics and counters, everything but the sum over replicas. The other environment's
+Python, which brings the TPU compiler, compiles them and counts operations, bytes and memory. The times
+printed are roofline predictions from those counts and the chips' published peaks: a bound, not a measurement.
+
+Exit: 0 if all compiled, 1 with the compiler's message if one did not, 2 for a wrong argument.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; read at its import
+
+from errors import UserError
+
+TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000  # CIFAR-10's
+PRECISIONS, STEPS = ("float32", "bfloat16"), ("train", "evaluation")
+REFUSED = 1  # exit code if the compiler does not take a program
+COMPILE_LIMIT = 3600  # seconds; one program takes two or three minutes on two cores
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A TPU chip: its name for the compiler and its published peaks.
+
+    `flops` are a second, in bfloat16, in which the matrix units also take float32 by default; `bandwidth` and
+    `memory` are the HBM's, in bytes (a second). The compiler's devices are cores, each with its share.
+    """
+
+    topology: str
+    cores: int
+    flops: float
+    bandwidth: float
+    memory: float
+
+
+CHIPS = {
+    # N. P. Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural Networks", CACM 63(7)
+    "v2": Chip("v2:2x2", cores=2, flops=46e12, bandwidth=700e9, memory=16e9),
+    # docs.cloud.google.com/tpu/docs/v5e
+    "v5e": Chip("v5e:2x2", cores=1, flops=197e12, bandwidth=819e9, memory=16e9),
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled step on one core, by the compiler's own count, and what its peaks would allow."""
+
+    chip: str
+    step: str
+    precision: str
+    batch_size: int
+    device: str
+    compile_seconds: float
+    flops: float
+    bytes_accessed: float
+    argument_bytes: int
+    temporary_bytes: int
+    memory_share: float
+    bound_by: str
+    predicted_step_seconds: float
+    predicted_epoch_seconds: float
+
+
+def predict(name: str, step: str, precision: str, batch_size: int, counts: dict[str, Any]) -> Program:
+    """The roofline of one core: the longer of computing and of moving the bytes, each at the published peak.
+
+    An epoch of training has as many steps as whole batches; evaluation sees every image of the test set.
+    """
+    chip = CHIPS[name]
+    computing = counts["flops"] / (chip.flops / chip.cores)
+    moving = counts["bytes_accessed"] / (chip.bandwidth / chip.cores)
+    seconds = max(computing, moving)
+    steps = TRAIN_IMAGES // batch_size if step == "train" else -(-TEST_IMAGES // batch_size)
+    used = counts["argument_bytes"] + counts["temporary_bytes"]
+    return Program(
+        chip=name,
+        step=step,
+        precision=precision,
+        batch_size=batch_size,
+        memory_share=used / (chip.memory / chip.cores),
+        bound_by="computing" if computing > moving else "memory",
+        predicted_step_seconds=seconds,
+        predicted_epoch_seconds=seconds * steps,
+        **counts,
+    )
+
+
+# ---- TensorFlow's half -------------------------------------------------------------------------------------
+
+
+def lower(precision: str, batch_size: int, folder: Path) -> dict[str, tuple[Path, int]]:
+    """Writes the steps of train_eager.py's recipe as StableHLO; returns file and batch size for each step.
+
+    The images are noise: only their shapes enter the programs.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    import settings
+    import train_eager
+
+    generator = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for part, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+        arrays[f"x_{part}"] = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        arrays[f"y_{part}"] = np.arange(count) % 10
+    np.savez(folder / "noise.npz", **arrays)
+    changes = {
+        "data": str(folder / "noise.npz"),
+        "out": str(folder / precision),
+        "device": "cpu",  # the platform to lower for: stock TensorFlow has no TPU kernels
+        "precision": precision,
+        "batch_size": batch_size,
+        "pipeline": "device",
+        "convolution": "direct",
+    }
+    run = train_eager.Run(settings.change(train_eager.constants(), changes))
+    batch = train_eager.EVALUATION_BATCH
+    examples = {
+        "train": (run.train_step, run.pipeline.take(run.pipeline.open(1), tf.constant(0))),
+        "evaluation": (
+            run.evaluate.step,
+            (tf.zeros([batch, 32, 32, 3], tf.uint8), tf.zeros([batch], tf.int32)),
+        ),
+    }
+    files = {}
+    for name, (step, inputs) in examples.items():
+        path = folder / f"{name}-{precision}.stablehlo"
+        path.write_text(_stablehlo(run.placement.strategy, step, inputs), encoding="utf-8")
+        files[name] = path, batch_size if name == "train" else batch
+    return files
+
+
+def _stablehlo(strategy: Any, step: Any, inputs: Any) -> str:
+    import tensorflow as tf
+
+    @tf.function(jit_compile=True, autograph=False)
+    def replicated(*inputs: tf.Tensor) -> None:
+        strategy.run(step, inputs)
+
+    ir = replicated.experimental_get_compiler_ir(*inputs)
+    return str(ir(stage="stablehlo", platform_name="CPU"))
+
+
+# ---- the TPU compiler's half, which runs in its own environment --------------------------------------------
+
+
+def compile_for_tpu(path: str, topology: str) -> dict[str, Any]:
+    """Compiles a StableHLO file for one core; returns the compiler's counts. Needs jax[tpu], no TPU."""
+    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    import numpy as np
+    from jax._src import compiler
+    from jax._src.interpreters import mlir
+    from jax._src.lib import xla_client
+    from jax._src.lib.mlir import ir
+    from jax.experimental import topologies
+
+    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    with mlir.make_ir_context():
+        module = ir.Module.parse(Path(path).read_text(encoding="utf-8"))
+        _drop_copies(module, ir)
+        options = compiler.get_compile_options(
+            num_replicas=1, num_partitions=1, device_assignment=np.array([[device.id]])
+        )
+        start = time.perf_counter()
+        program = device.client.compile(module, xla_client.DeviceList((device,)), options)
+    cost, memory = program.cost_analysis(), program.get_compiled_memory_stats()
+    return {
+        "device": device.device_kind,
+        "compile_seconds": round(time.perf_counter() - start, 1),
+        "flops": cost["flops"],
+        "bytes_accessed": cost["bytes accessed"],
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+    }
+
+
+def _drop_copies(module: Any, ir: Any) -> None:
+    """Takes out mhlo.copy, which TensorFlow puts before each result and StableHLO does not have."""
+    copies = []
+
+    def visit(operation: Any) -> Any:
+        if operation.name == "mhlo.copy":
+            copies.append(operation)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    for copy in copies:
+        copy.results[0].replace_all_uses_with(copy.operands[0])
+        copy.erase()
+
+
+# ---- both --------------------------------------------------------------------------------------------------
+
+
+def _ask(python: str, *arguments: str) -> Any:
+    """Runs the other environment's Python and returns the JSON of its last line."""
+    try:
+        done = subprocess.run(
+            [python, *arguments], capture_output=True, text=True, timeout=COMPILE_LIMIT, check=False
+        )
+    except OSError as error:
+        raise UserError(f"--python {python} does not run ({error.strerror}); make it as -h says") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"the compiler took more than {COMPILE_LIMIT} s", exit_code=REFUSED) from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        if "No module named" in last:
+            raise UserError(f'--python {python}: {last}; {python} -m pip install "jax[tpu]==0.10.2"')
+        raise UserError(f"the TPU compiler refused: {done.stderr.strip()[-2000:]}", exit_code=REFUSED)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _versions(python: str) -> dict[str, str]:
+    import record
+
+    names = ("jax", "jaxlib", "libtpu")
+    code = f"import json, importlib.metadata as m; print(json.dumps({{n: m.version(n) for n in {names}}}))"
+    return record.versions() | _ask(python, "-c", code)
+
+
+def line(program: Program) -> str:
+    """A compiled program for people."""
+    return (
+        f"{program.chip:4} {program.step:10} {program.precision:8} batch {program.batch_size}: "
+        f"{program.flops / 1e12:.3f} TFLOP, {program.bytes_accessed / 1e9:.2f} GB moved, "
+        f"{(program.argument_bytes + program.temporary_bytes) / 1e9:.2f} GB of memory "
+        f"({program.memory_share:.0%} of a core's); predicted, on one core: "
+        f"{1000 * program.predicted_step_seconds:.2f} ms a step, "
+        f"{program.predicted_epoch_seconds:.2f} s an epoch, bound by {program.bound_by}"
+    )
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    """Lowers and compiles all that was asked for, printing a line each; returns what --out writes."""
+    versions = _versions(options.python)  # first, since it finds out whether the other environment is there
+    print(", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
+    programs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for precision in options.precisions:
+            files = lower(precision, options.batch_size, Path(folder))
+            for step in options.steps:
+                path, batch = files[step]
+                for chip in options.chips:
+                    arguments = [__file__, "--compile", str(path), "--topology", CHIPS[chip].topology]
+                    programs.append(predict(chip, step, precision, batch, _ask(options.python, *arguments)))
+                    print(line(programs[-1]), flush=True)
+    return {
+        "recipe": "davidnet",
+        "what": "compiled for a TPU without one; seconds are roofline predictions for one core, not measured",
+        "versions": versions,
+        "chips": {name: asdict(CHIPS[name]) for name in options.chips},
+        "programs": [asdict(program) for program in programs],
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--python",
+        default=os.environ.get("TPU_COMPILE_PYTHON", ".tpu/bin/python"),
+        help="Python of an environment with jax[tpu] (default: $TPU_COMPILE_PYTHON, or %(default)s)",
+    )
+    parser.add_argument("--chips", nargs="+", choices=tuple(CHIPS), default=list(CHIPS))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--batch-size", type=int, default=512, help="images a training step on one core")
+    parser.add_argument("--out", default="", metavar="FILE", help="write the report there, as JSON")
+    parser.add_argument("--compile", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--topology", default="", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
+    options = _parser().parse_args(arguments)
+    if options.compile:
+        print(json.dumps(compile_for_tpu(options.compile, options.topology)))
+        return 0
+    try:
+        result = report(options)
+        if options.out:
+            import record
+
+            record.write_whole(Path(options.out), json.dumps(result, indent=2) + "\n")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
