@@ -43,6 +43,7 @@ class Settings:
     width: int = option("filters of the first convolution; the others have 2, 4 and 8 times as many", low=1)
     seed: int = option("of the weights, the order of the images and their augmentation", low=0, below=2**31)
     device: str = option("where to train", choices=("auto", "cpu", "gpu", "tpu"))
+    tpu: str = option("name or address of a TPU; '': this machine's own")
     precision: str = option("of activations and convolutions", choices=("auto", "float32", "bfloat16"))
     pipeline: str = option("who makes the batches", choices=("auto", "host", "device"))
     convolution: str = option("how 3x3 convolutions are computed", choices=("auto", "direct", "winograd"))

@@ -21,7 +21,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; warnings still show
+import memory
+
+if __name__ == "__main__":
+    memory.restart_with_huge_pages()  # before the slow imports
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; errors still show
 
 import numpy as np
 import tensorflow as tf
@@ -29,7 +33,6 @@ import tensorflow as tf
 import console
 import data
 import devices
-import memory
 import record
 import schedule
 import settings
@@ -57,6 +60,7 @@ WIDTH = 64  #@param {type:"integer"}
 SEED = 0  #@param {type:"integer"}
 # ---- Where and how; these change the speed, not the result. ------------------------------------------------
 DEVICE = "auto"  #@param ["auto", "cpu", "gpu", "tpu"]
+TPU = ""  #@param {type:"string"}
 PRECISION = "auto"  #@param ["auto", "float32", "bfloat16"]
 PIPELINE = "auto"  #@param ["auto", "host", "device"]
 CONVOLUTION = "auto"  #@param ["auto", "direct", "winograd"]
@@ -141,7 +145,10 @@ class Run:
                 f"--batch-size {options.batch_size} is above the {count} training images; lower it"
             )
         self.schedule = schedule.triangle(options.epochs, options.warmup_epochs, options.learning_rate)
-        self.placement = devices.choose(options.device)
+        self.placement = devices.choose(
+            options.device, tpu=options.tpu, logical_devices=options.logical_devices
+        )
+        devices.check_batch(options.batch_size, self.placement.replicas)
         self.precision = devices.choose_precision(options.precision, self.placement.kind)
         self.folder = record.make_folder(options.out, default)
         mean, std = data.mean_std(images.train_images)
@@ -178,9 +185,7 @@ class Run:
             sync_bn=options.sync_bn,
             winograd=fast if options.convolution == "auto" else options.convolution == "winograd",
         )
-        model(
-            tf.zeros([1, *self.images.train_images.shape[1:]])
-        )  # Keras makes the variables at the first call
+        model(tf.zeros([1, *self.images.train_images.shape[1:]]))  # Keras makes the variables in a call
         return model
 
     def _make_rate(self) -> EpochRate:
@@ -208,11 +213,9 @@ class Run:
         @tf.function(jit_compile=self.jit)
         def train_step(first: tf.Tensor, second: tf.Tensor) -> None:
             shard = Shard(tf.distribute.get_replica_context().replica_id_in_sync_group, replicas)
-            images, labels = pipeline.decode(
-                first, second, shard
-            )  # (B / replicas, 32, 32, 3), (B / replicas,)
+            images, labels = pipeline.decode(first, second, shard)  # (b, 32, 32, 3), (b,)
             with tf.GradientTape() as tape:
-                logits = model(images, training=True)  # (B / replicas, classes)
+                logits = model(images, training=True)  # (b, classes)
                 loss_sum = cross_entropy_sum(logits, labels, smoothing)
             gradients = tape.gradient(loss_sum, weights)
             # A new list: `g += decay * w` in a loop would rebind a name, and the decay would never happen.
@@ -251,9 +254,7 @@ class Run:
     def _epoch(self, epoch: int, last: int) -> dict[str, Any]:
         """One epoch and its evaluation. Nothing is fetched from the device between its steps."""
         options, images_a_step = self.options, self.options.batch_size
-        a_call = (
-            1 if self.placement.kind == "cpu" else 10
-        )  # steps; a call to an accelerator costs more than a step
+        a_call = 1 if self.placement.kind == "cpu" else 10  # steps; on an accelerator a call costs more
         self.counters.reset()
         start = time.perf_counter()
         source = self.pipeline.open(epoch)
@@ -389,7 +390,6 @@ def dtype_policy(precision: str) -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    memory.keep_freed_memory()
     try:
         summary = (__doc__ or "").partition("\n")[0]
         train(**settings.parse(constants(), sys.argv[1:] if arguments is None else arguments, summary))
