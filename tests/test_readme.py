@@ -1,0 +1,19 @@
+"""The README's figures are those of the records."""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_learning_curve_is_the_records_and_near_the_published_one():
+    readme = (ROOT / "README.md").read_text()
+    record = json.loads((ROOT / "records" / "davidnet-3-of-24-epochs-cpu.json").read_text())
+    published = {1: 1.613, 2: 0.929, 3: 0.725}  # cifar10-fast, demo.ipynb, mean of 5
+    assert [row["epoch"] for row in record["epochs"]] == [1, 2, 3]
+    for row in record["epochs"]:
+        line = next(line for line in readme.splitlines() if line.startswith(f"| {row['epoch']} | "))
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[2] == f"{row['train_loss']:.3f}" and cells[4] == f"{row['train_accuracy']:.3f}"
+        limit = 0.03 if row["epoch"] == 1 else 0.02
+        assert abs(row["train_loss"] / published[row["epoch"]] - 1) < limit
