@@ -23,9 +23,8 @@ import preflight
 from errors import UserError
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "bfloat16")
 BFLOAT16_FROM = (8, 0)  # compute capability: Ampere, the first with bfloat16 tensor cores
-FLOAT16_FROM = (5, 3)  # the first that computes in float16 at all (CUDA C++ Programming Guide)
 # What TensorFlow raises where a TPU is missing: its own errors, and those of the search for one by name.
 _TPU_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, OSError, ImportError)
 
@@ -228,7 +227,7 @@ def check_tf_config(text: str) -> bool:
 def choose_precision(precision: str, kind: str) -> str:
     """`precision`, with auto resolved: float32 on CPUs, bfloat16 on TPUs and on GPUs of capability 8 or more.
 
-    Older GPUs get float16, which needs loss scaling; a GPU whose capability is not known gets float32.
+    Older GPUs, and those whose capability is not known, get float32: float16 would need loss scaling.
     """
     if precision != "auto":
         return precision
@@ -241,9 +240,7 @@ def auto_precision(kind: str, capabilities: list[tuple[int, int]]) -> str:
     if kind == "tpu":
         return "bfloat16"
     oldest = min(capabilities, default=(0, 0))
-    if kind == "cpu" or oldest < FLOAT16_FROM:
-        return "float32"
-    return "bfloat16" if oldest >= BFLOAT16_FROM else "float16"
+    return "bfloat16" if kind == "gpu" and oldest >= BFLOAT16_FROM else "float32"
 
 
 def check_batch(batch_size: int, replicas: int) -> None:

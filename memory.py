@@ -10,10 +10,10 @@ TUNABLE = "glibc.malloc.hugetlb"  # glibc 2.35 and newer; 1: ask the kernel for 
 def restart_with_huge_pages() -> None:
     """Runs this same command again in this process, with glibc's allocator told to ask for huge pages.
 
-    TensorFlow takes its CPU buffers from malloc, which maps the large ones anew at every step: the kernel
-    then zeroes gigabytes 4 KiB at a time, a fifth of a CPU's step. With pages of 2 MiB that all but
-    disappears. The allocator reads its setting only as a process starts, hence the restart; call this before slow imports.
-    Nothing happens in a notebook, elsewhere than under glibc, or where the setting is made already.
+    TensorFlow takes its CPU buffers from malloc, which maps the large ones anew at every step, and the kernel
+    zeroes gigabytes 4 KiB at a time. With pages of 2 MiB that all but disappears. The allocator reads its
+    setting only as a process starts, hence the restart; call this before slow imports. Nothing happens in a
+    notebook, elsewhere than under glibc, or where the setting is made already.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if platform.libc_ver()[0] != "glibc" or TUNABLE in tunables or "ipykernel" in sys.modules:

@@ -33,6 +33,7 @@ import tensorflow as tf
 import console
 import data
 import devices
+import preflight
 import record
 import schedule
 import settings
@@ -45,36 +46,65 @@ from pipeline import DevicePipeline, HostPipeline, Pipeline
 
 # fmt: off
 # ---- Hyperparameters: edit here, or give the flag of the same name (--batch-size 256). ---------------------
+# passes over the training set
 EPOCHS = 24  #@param {type:"integer"}
+# images a step, over all replicas
 BATCH_SIZE = 512  #@param {type:"integer"}
+# peak, for the gradient of the mean loss
 LEARNING_RATE = 0.4  #@param {type:"number"}
+# epochs up to the peak; from there the rate falls to 0 at the end
 WARMUP_EPOCHS = 5.0  #@param {type:"number"}
+# Nesterov's, rate outside the accumulator
 MOMENTUM = 0.9  #@param {type:"number"}
+# times the weights, added to the gradient of the mean loss
 WEIGHT_DECAY = 5e-4  #@param {type:"number"}
+# share of the target spread over the classes
 LABEL_SMOOTHING = 0.0  #@param {type:"number"}
+# share of outputs, before batch norm; 0.05 in the eager tutorial
 DROPOUT = 0.0  #@param {type:"number"}
+# pixels of reflection, before the random 32x32 crop
 PAD = 4  #@param {type:"integer"}
+# mirror half of the training images
 FLIP = True  #@param {type:"boolean"}
+# side of the square of zeros, pixels
 CUTOUT = 8  #@param {type:"integer"}
+# filters of the first convolution
 WIDTH = 64  #@param {type:"integer"}
+# of weights, order and augmentation
 SEED = 0  #@param {type:"integer"}
-# ---- Where and how; these change the speed, not the result. ------------------------------------------------
+# ---- Where and how: for the speed; the result stays the same to rounding, or to each replica's batch norm. -
+# auto: TPU, else GPU, else CPU
 DEVICE = "auto"  #@param ["auto", "cpu", "gpu", "tpu"]
+# name or address; empty: this machine's own
 TPU = ""  #@param {type:"string"}
+# auto: float32 on a CPU, bfloat16 on TPUs and GPUs since Ampere
 PRECISION = "auto"  #@param ["auto", "float32", "bfloat16"]
+# who makes the batches; auto: the device, measured faster on a CPU too
 PIPELINE = "auto"  #@param ["auto", "host", "device"]
+# auto: Winograd on a CPU, else direct
 CONVOLUTION = "auto"  #@param ["auto", "direct", "winograd"]
+# batch statistics over all replicas, not each one's own
 SYNC_BN = False  #@param {type:"boolean"}
+# split the CPU into so many, to try replicas; 0: do not
 LOGICAL_DEVICES = 0  #@param {type:"integer"}
+# compile the step with XLA
 JIT = True  #@param {type:"boolean"}
+# operation by operation, for debugging
 EAGER = False  #@param {type:"boolean"}
 # ---- Data and results. -------------------------------------------------------------------------------------
+# folder, .tar.gz, .npz or 'synthetic'; empty: find or download
 DATA = ""  #@param {type:"string"}
+# training images to validate on in place of the test set
 HOLDOUT = 0  #@param {type:"integer"}
+# images, balanced; 0: all
 LIMIT_TRAIN = 0  #@param {type:"integer"}
+# images, balanced; 0: all
 LIMIT_TEST = 0  #@param {type:"integer"}
+# epochs of the unchanged schedule; 0: to its end
 STOP_AFTER = 0  #@param {type:"integer"}
+# folder for the results; empty: runs/<recipe>-<seed>-<time>
 OUT = ""  #@param {type:"string"}
+# folder for a profile of ten steps; empty: none
 PROFILE = ""  #@param {type:"string"}
 # ------------------------------------------------------------------------------------------------------------
 # fmt: on
@@ -193,8 +223,7 @@ class Run:
 
     def _make_pipeline(self, mean: np.ndarray, std: np.ndarray) -> Pipeline:
         options, images = self.options, self.images
-        on_host = self.placement.kind == "cpu" if options.pipeline == "auto" else options.pipeline == "host"
-        return (HostPipeline if on_host else DevicePipeline)(
+        return (HostPipeline if options.pipeline == "host" else DevicePipeline)(
             data.reflect_pad(images.train_images, options.pad),
             images.train_labels,
             Augmentation(images.train_images.shape[1], options.flip, options.cutout, mean, std),
@@ -236,6 +265,8 @@ class Run:
         """Warms up, trains epoch by epoch, writes the result after each, and returns it."""
         options = self.options
         console.header(self._header())
+        for finding in preflight.findings(preflight.gather(), self.placement.kind, jit=self.jit):
+            console.say(f"note: {finding}")
         self.compile_seconds = self._warm_up()
         console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now\n\n{console.heading()}")
         self.rows: list[dict[str, Any]] = []

@@ -135,7 +135,7 @@ def test_every_way_to_compute_gives_the_same_losses(short):
     short |= {"learning_rate": 0.02, "batch_size": 40, "epochs": 1}
     first = losses_of(short, "graph")
     for name, changes in {
-        "device pipeline": {"pipeline": "device"},
+        "host pipeline": {"pipeline": "host"},
         "compiled": {"jit": True},
         "eager": {"eager": True},
         "winograd": {"jit": True, "pipeline": "device", "width": 4, "convolution": "winograd"},
