@@ -93,7 +93,7 @@ def test_without_a_path_the_folder_goes_before_the_caches(tmp_path: Path) -> Non
     old_archive = archive_of(make_python(tmp_path / "old" / "cifar-10-batches-py", 4))
     (keras / "cifar-10-batches-py.tar.gz").write_bytes(old_archive)
     found = data.load(None, seed=0)
-    assert fill_of(found) == 4 and found.source == str(keras / "cifar-10-batches-py.tar.gz")
+    assert fill_of(found) == 4 and found.source == "cifar-10-batches-py.tar.gz"
     make_python(keras / "cifar-10-batches-py-target" / "cifar-10-batches-py", 3)  # Keras 3
     assert fill_of(data.load(None, seed=0)) == 3
     make_python(keras / "cifar-10-batches-py", 2)  # Keras 2
@@ -104,7 +104,7 @@ def test_without_a_path_the_folder_goes_before_the_caches(tmp_path: Path) -> Non
     assert fill_of(data.load(None, seed=0)) == 2
     make_binary(Path("data/cifar-10-batches-bin"), 0)
     found = data.load(None, seed=0)
-    assert fill_of(found) == 0 and found.source == str(Path("data/cifar-10-batches-bin"))
+    assert fill_of(found) == 0 and found.source == "cifar-10-batches-bin"
 
 
 def test_without_keras_home_the_cache_is_in_the_home_folder(
@@ -153,7 +153,7 @@ def test_a_line_break_in_a_path_stays_one_line() -> None:
 def test_own_data(tmp_path: Path) -> None:
     path = save(tmp_path / "own.npz")
     images = data.load(str(path), seed=0)
-    assert images.source == str(path) and not images.synthetic
+    assert images.source == path.name and not images.synthetic
     assert images.classes == tuple("0123456789")
     with np.load(path) as arrays:
         np.testing.assert_array_equal(images.train_images, arrays["x_train"])
@@ -240,7 +240,7 @@ def test_holding_out_takes_from_training_and_replaces_the_test_set(tmp_path: Pat
     held_out = same_images(images.test_images, whole.train_images)
     assert len(rest) == 500 and len(held_out) == 100 and not rest & held_out
     np.testing.assert_array_equal(images.test_labels, np.array(sorted(held_out)) % 10)
-    assert images.source == f"{path} (validation: 100 held out of the training set; test set unused)"
+    assert images.source == f"{Path(path).name} (validation: 100 held out of the training set; test set unused)"
     assert data.load(path, seed=3, holdout=100).sha256() == images.sha256()
     assert data.load(path, seed=4, holdout=100).sha256() != images.sha256()
     limited = data.load(path, seed=3, holdout=100, limit_train=40, limit_test=20)
