@@ -221,7 +221,7 @@ def _ask(python: str, *arguments: str) -> Any:
         raise UserError(f"the compiler took more than {COMPILE_LIMIT} s", exit_code=REFUSED) from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        if "No module named" in last:
+        if "No module named" in last or "No package metadata" in last:
             raise UserError(f'--python {python}: {last}; {python} -m pip install "jax[tpu]==0.10.2"')
         raise UserError(f"the TPU compiler refused: {done.stderr.strip()[-2000:]}", exit_code=REFUSED)
     return json.loads(done.stdout.strip().splitlines()[-1])

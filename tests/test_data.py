@@ -240,7 +240,9 @@ def test_holding_out_takes_from_training_and_replaces_the_test_set(tmp_path: Pat
     held_out = same_images(images.test_images, whole.train_images)
     assert len(rest) == 500 and len(held_out) == 100 and not rest & held_out
     np.testing.assert_array_equal(images.test_labels, np.array(sorted(held_out)) % 10)
-    assert images.source == f"{Path(path).name} (validation: 100 held out of the training set; test set unused)"
+    assert (
+        images.source == f"{Path(path).name} (validation: 100 held out of the training set; test set unused)"
+    )
     assert data.load(path, seed=3, holdout=100).sha256() == images.sha256()
     assert data.load(path, seed=4, holdout=100).sha256() != images.sha256()
     limited = data.load(path, seed=3, holdout=100, limit_train=40, limit_test=20)

@@ -1,5 +1,6 @@
 """The choice of device, precision and batch; remedies on made-up facts; real refusals on a CPU."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -357,3 +358,12 @@ def test_the_roofline_is_the_longer_of_computing_and_moving():
 def test_without_the_compiler_s_environment_it_exits_2(capsys):
     assert tpu_compile.main(["--python", "/nowhere/python"]) == 2
     assert "does not run" in capsys.readouterr().err
+
+
+def test_an_environment_without_the_compiler_is_told_what_to_install(capsys):
+    if importlib.util.find_spec("jax"):
+        pytest.skip("jax is installed here")
+    assert tpu_compile.main(["--python", sys.executable]) == 2
+    error = capsys.readouterr().err
+    assert "jax[tpu]" in error
+    assert error.count("\n") == 1
