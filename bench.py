@@ -26,11 +26,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import record
 import rivals
-from errors import UserError
+from errors import Parser, UserError
 
 SECTIONS = ("ceilings", "steps", "input", "evaluation")
 NOISY_SPREAD = 0.25  # (highest - lowest) / median
@@ -486,13 +486,8 @@ def verdict(
 # ---- the command -------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} -h lists the flags")
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--network", default="davidnet", help=f"one of {', '.join(rivals.NETWORKS)} (default: %(default)s)")
     add("--sections", default=",".join(SECTIONS), help="which tables, with commas (default: %(default)s)")

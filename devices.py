@@ -7,12 +7,11 @@ Tested: one CPU, several logical CPU devices, several CPU processes on one machi
 documentation and not yet tried on the hardware: GPUs, TPUs, SLURM.
 """
 
-import argparse
 import json
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; read at its import
 
@@ -20,7 +19,7 @@ import tensorflow as tf
 
 import console
 import preflight
-from errors import UserError
+from errors import Parser, UserError
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -253,13 +252,8 @@ def check_batch(batch_size: int, replicas: int) -> None:
 # ---- python devices.py -------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} -h lists the flags")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(description="Says what a run would train on, and what is wrong.", allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(description="Says what a run would train on, and what is wrong.", allow_abbrev=False)
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--tpu", default="", metavar="NAME", help="name or address of a TPU")
     parser.add_argument("--logical-devices", type=int, default=0, metavar="N", help="split the CPU into N")

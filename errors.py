@@ -1,4 +1,7 @@
-"""The one exception whose message a user sees without a traceback."""
+"""The one exception whose message a user sees without a traceback, and a command line that raises it."""
+
+import argparse
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -13,3 +16,10 @@ class UserError(Exception):
     def __init__(self, message: str, *, exit_code: int = 2) -> None:
         super().__init__(" ".join(message.splitlines()))
         self.exit_code: int = exit_code
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, whose mistakes are UserErrors of one line instead of a usage text and SystemExit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} -h lists the flags")

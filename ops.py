@@ -147,10 +147,10 @@ def batch_norm(
 # and the multiplications become 36 matrix products.
 
 TILE = 4  # outputs on a side
-# Where the two polynomials are evaluated, infinity aside. The usual choice, 0, +-1, +-2, rounds two to four
-# times as badly in float32 (tests/test_ops.py); these are short binary fractions, so A and B are exact.
+# Where the two polynomials are evaluated, infinity aside. The usual choice, 0, +-1, +-2, rounds worse
+# in float32 (larger constants, more cancellation); these are short binary fractions, so A and B are exact.
 POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
-# The largest side at which the transforms cost less than they save on a CPU (measured: bench.py).
+# The largest side at which the transforms cost less than they save on a CPU; timed by hand, on two cores.
 LARGEST_SIDE = 16
 
 
@@ -249,8 +249,8 @@ def conv3x3_winograd(images: tf.Tensor, filters: tf.Tensor) -> tuple[tf.Tensor, 
     """`tf.nn.conv2d(images, filters, 1, "SAME")` for 3x3 filters, with a quarter of the multiplications.
 
     Its gradient with respect to the images is such a convolution again, with the filters turned by 180
-    degrees; that with respect to the filters transposes each of the three steps. Rounding: about 1e-6 of the
-    result's norm, three times a direct convolution's.
+    degrees; that with respect to the filters transposes each of the three steps. It rounds somewhat
+    more than a direct convolution; tests/test_ops.py holds it to 1e-5 of the largest value.
 
     Args:
         images: (N, H, W, C) float32; H, W and C known when traced.

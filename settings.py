@@ -8,9 +8,9 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NoReturn
+from typing import Any
 
-from errors import UserError
+from errors import Parser, UserError
 
 
 def option(
@@ -131,17 +131,12 @@ def check(settings: Settings) -> None:
         )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} -h lists the flags")
-
-
 def parse(defaults: Settings, arguments: Sequence[str], description: str) -> dict[str, Any]:
     """The hyperparameters that a command line gives, by name.
 
     Prints the help and leaves with SystemExit(0) on -h. Raises UserError on anything unknown.
     """
-    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for item in fields(defaults):
         default, kind = getattr(defaults, item.name), Settings.__annotations__[item.name]
         about = f"{item.metadata['about']} (default: {default!r})".replace("%", "%%")

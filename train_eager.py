@@ -154,7 +154,7 @@ def eagerly(eager: bool) -> Iterator[None]:
 class Run:
     """One training, from the hyperparameters to the result.
 
-    Its parts are made in the order in which they are needed: folder, data, device, network, step, evaluation.
+    Its parts are made in the order in which they are needed: data, device, folder, network, step, evaluation.
     """
 
     def __init__(self, options: settings.Settings) -> None:
@@ -183,10 +183,12 @@ class Run:
         self.folder = record.make_folder(options.out, default)
         mean, std = data.mean_std(images.train_images)
         # XLA compiles for one device; a TPU's strategy compiles by itself.
-        self.jit = options.jit and self.placement.replicas == 1 and self.placement.kind != "tpu"
+        alone = self.placement.replicas == 1 and self.placement.kind != "tpu"
+        self.jit = options.jit and not options.eager and alone
         with self.placement.strategy.scope(), dtype_policy(self.precision):
             self.model = self._make_model()
-            self.optimizer = Nesterov(self._make_rate(), options.momentum)
+            rate = EpochRate(self.schedule, self.steps_per_epoch, options.batch_size)
+            self.optimizer = Nesterov(rate, options.momentum)
             self.optimizer.build(self.model.trainable_variables)
             self.counters = Counters()
             self.pipeline = self._make_pipeline(mean, std)
@@ -206,7 +208,7 @@ class Run:
 
     def _make_model(self) -> tf.keras.Model:
         options = self.options
-        fast = self.placement.kind == "cpu" and self.jit and not options.eager
+        fast = self.placement.kind == "cpu" and self.jit
         model = DavidNet(
             len(self.images.classes),
             width=options.width,
@@ -217,9 +219,6 @@ class Run:
         )
         model(tf.zeros([1, *self.images.train_images.shape[1:]]))  # Keras makes the variables in a call
         return model
-
-    def _make_rate(self) -> EpochRate:
-        return EpochRate(self.schedule, self.steps_per_epoch, self.options.batch_size)
 
     def _make_pipeline(self, mean: np.ndarray, std: np.ndarray) -> Pipeline:
         options, images = self.options, self.images
@@ -259,6 +258,11 @@ class Run:
 
         return train_step, train_steps
 
+    @tf.function
+    def average_statistics(self) -> None:
+        """The running statistics become their mean over the replicas."""
+        self.placement.strategy.run(average_statistics, (self.model,))
+
     # ---- the run -------------------------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
@@ -269,6 +273,7 @@ class Run:
             console.say(f"note: {finding}")
         self.compile_seconds = self._warm_up()
         console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now\n\n{console.heading()}")
+        self.data_sha256 = self.images.sha256()  # once: it reads the whole set
         self.rows: list[dict[str, Any]] = []
         self.train_seconds, self.started = 0.0, time.perf_counter()
         last = options.stop_after or options.epochs
@@ -301,7 +306,7 @@ class Run:
         seconds = time.perf_counter() - start
         self.train_seconds += seconds
         if self.placement.replicas > 1:
-            self.placement.strategy.run(tf.function(average_statistics), (self.model,))
+            self.average_statistics()
         test_loss, test_accuracy = self.evaluate()
         seen = self.steps_per_epoch * images_a_step
         values = {
@@ -360,7 +365,7 @@ class Run:
             f"{len(images.test_labels):,} {self._set_name()} images",
             "network": f"DavidNet, {parameters:,} parameters",
             "device": f"{self.placement.kind} ({self.placement.reason}), {count} replica{'s' * (count > 1)}, "
-            f"{self.precision}, {'XLA' if options.jit and not options.eager else 'no XLA'}",
+            f"{self.precision}, {'XLA' if self.jit or self.placement.kind == 'tpu' else 'no XLA'}",
             "versions": ", ".join(f"{name} {version}" for name, version in record.versions().items()),
             "timed": "train s: training alone; total s: evaluation too; neither loading nor compiling",
             "results": str(self.folder),
@@ -389,7 +394,7 @@ class Run:
             },
             "data": {
                 "source": images.source,
-                "sha256": images.sha256(),
+                "sha256": self.data_sha256,
                 "synthetic": images.synthetic,
                 "train_images": len(images.train_labels),
                 "test_images": len(images.test_labels),
