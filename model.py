@@ -54,9 +54,9 @@ def initializers(seed: int) -> Iterator[PyTorchUniform]:
 class Conv(tf.keras.layers.Layer):
     """3x3 convolution, stride 1, zero-padded, no bias: (N, H, W, C) -> (N, H, W, filters)."""
 
-    def __init__(self, filters: int, init: Iterator[PyTorchUniform], *, winograd: bool = False) -> None:
+    def __init__(self, filters: int, init: Iterator[PyTorchUniform], *, fast: bool = False) -> None:
         super().__init__()
-        self.filters, self.winograd = filters, winograd
+        self.filters, self.fast = filters, fast
         self.initializer = next(init)
 
     def build(self, input_shape: Any) -> None:
@@ -64,7 +64,7 @@ class Conv(tf.keras.layers.Layer):
         self.kernel = self.add_weight(shape=shape, initializer=self.initializer, name="kernel")
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
-        return ops.conv3x3(images, tf.convert_to_tensor(self.kernel), winograd=self.winograd)
+        return ops.conv3x3(images, tf.convert_to_tensor(self.kernel), fast=self.fast)
 
 
 class BatchNorm(tf.keras.layers.Layer):
@@ -77,11 +77,12 @@ class BatchNorm(tf.keras.layers.Layer):
     Args:
         synchronised: under a distribution strategy, take the statistics over the global batch. Otherwise each
             replica takes its own, and so do its running averages until `average_statistics` is called.
+        fast: see ops.batch_norm.
     """
 
-    def __init__(self, *, synchronised: bool = False) -> None:
+    def __init__(self, *, synchronised: bool = False, fast: bool = False) -> None:
         super().__init__()
-        self.synchronised = synchronised
+        self.synchronised, self.fast = synchronised, fast
 
     def build(self, input_shape: Any) -> None:
         def weight(name: str, start: str, trainable: bool) -> Any:
@@ -118,7 +119,8 @@ class BatchNorm(tf.keras.layers.Layer):
             shift,
             mean,
             BATCH_NORM_EPSILON,
-            *([mean_over_replicas] if self.synchronised else []),
+            fast=self.fast,
+            **({"over_replicas": mean_over_replicas} if self.synchronised else {}),
         )
         images_seen = replicas.num_replicas_in_sync if self.synchronised else 1
         count = tf.cast(images_seen * tf.size(images) // images.shape[-1], tf.float32)
@@ -147,13 +149,13 @@ class ConvBN(tf.keras.Model):
         *,
         dropout: float = 0.0,
         sync_bn: bool = False,
-        winograd: bool = False,
+        fast: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = Conv(filters, init, winograd=winograd)
+        self.conv = Conv(filters, init, fast=fast)
         seed = self.conv.initializer
         self.dropout = tf.keras.layers.Dropout(dropout, seed=1000 * seed.seed + seed.index)
-        self.norm = BatchNorm(synchronised=sync_bn)
+        self.norm = BatchNorm(synchronised=sync_bn, fast=fast)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         hidden = self.dropout(self.conv(images), training=training)
@@ -167,12 +169,13 @@ class ResBlk(tf.keras.Model):
         self, filters: int, init: Iterator[PyTorchUniform], *, residual: bool, **conv_options: Any
     ) -> None:
         super().__init__()
+        self.fast = conv_options.get("fast", False)
         self.entry = ConvBN(filters, init, **conv_options)
         self.first = ConvBN(filters, init, **conv_options) if residual else None
         self.second = ConvBN(filters, init, **conv_options) if residual else None
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        x = ops.max_pool(self.entry(images, training=training), 2)
+        x = ops.max_pool(self.entry(images, training=training), 2, fast=self.fast)
         if self.first is None or self.second is None:
             return x
         return x + self.second(self.first(x, training=training), training=training)
@@ -188,7 +191,7 @@ class DavidNet(tf.keras.Model):
             tutorial's variant has 0.05).
         seed: of the initial weights and of dropout.
         sync_bn: batch statistics over all replicas of a distribution strategy instead of each one's own.
-        winograd: use the fast convolutions of ops.py where they pay (float32 on a CPU).
+        fast: use the forms of ops.py that are made for a CPU under XLA.
 
     Calling it on images (N, 32, 32, 3) gives logits (N, classes), float32.
     """
@@ -201,11 +204,12 @@ class DavidNet(tf.keras.Model):
         dropout: float = 0.0,
         seed: int = 0,
         sync_bn: bool = False,
-        winograd: bool = False,
+        fast: bool = False,
     ) -> None:
         super().__init__()
+        self.fast = fast
         init = initializers(seed)
-        options: dict[str, Any] = {"dropout": dropout, "sync_bn": sync_bn, "winograd": winograd}
+        options: dict[str, Any] = {"dropout": dropout, "sync_bn": sync_bn, "fast": fast}
         self.prep = ConvBN(width, init, **options)
         self.layer1 = ResBlk(2 * width, init, residual=True, **options)
         self.layer2 = ResBlk(4 * width, init, residual=False, **options)
@@ -217,5 +221,5 @@ class DavidNet(tf.keras.Model):
         x = self.layer1(x, training=training)  # (N, 16, 16, 2c)
         x = self.layer2(x, training=training)  # (N, 8, 8, 4c)
         x = self.layer3(x, training=training)  # (N, 4, 4, 8c)
-        x = ops.max_pool(x, x.shape[1])[:, 0, 0]  # (N, 8c)
+        x = ops.max_pool(x, x.shape[1], fast=self.fast)[:, 0, 0]  # (N, 8c)
         return LOGIT_SCALE * tf.cast(self.head(x), tf.float32)  # (N, classes)

@@ -1,8 +1,8 @@
 """The three operations that make the step fast on a CPU: max-pooling, batch norm, 3x3 convolution.
 
 Each computes what TensorFlow's own operation computes, gradient included (tests/test_ops.py holds them
-against it), in a form that XLA turns into faster code on a CPU. On GPU and TPU the
-model uses plain convolutions.
+against it), in a form that XLA turns into faster code on a CPU. GPUs and TPUs are better served by the plain
+form, which `fast=False` takes: the fast one moves four times the bytes on a TPU v5e, by its compiler's count.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 # ---- max-pooling -------------------------------------------------------------------------------------------
 
 
-def max_pool(images: tf.Tensor, size: int) -> tf.Tensor:
+def max_pool(images: tf.Tensor, size: int, *, fast: bool) -> tf.Tensor:
     """Max-pooling over size x size windows, stride `size`; rows and columns left over are dropped.
 
     XLA's own gradient of it (select-and-scatter) walks a CPU's memory element by element; a reshape and a
@@ -24,10 +24,13 @@ def max_pool(images: tf.Tensor, size: int) -> tf.Tensor:
     Args:
         images: (N, H, W, C), floating point; H, W and C known when traced.
         size: the window's side, from 1.
+        fast: take the form for a CPU under XLA.
 
     Returns:
         (N, H // size, W // size, C), the same dtype.
     """
+    if not fast:
+        return tf.nn.max_pool2d(images, size, size, "VALID")
     height, width, channels = images.shape[1:]
     rows, columns = height // size, width // size
 
@@ -64,7 +67,7 @@ def _same(array: tf.Tensor) -> tf.Tensor:
 PARTS = 16  # into which a sum over rows is cut; XLA fuses the addition of so many slices into one loop
 
 
-def _channel_sum(term: Callable[..., tf.Tensor], *arrays: tf.Tensor) -> tf.Tensor:
+def _channel_sum(term: Callable[..., tf.Tensor], *arrays: tf.Tensor, fast: bool) -> tf.Tensor:
     """Sum of term(*arrays) over all axes but the last, in float32: (C,).
 
     XLA's reduction to a handful of channels runs as a slow chain of windows on a CPU. Adding slices of the
@@ -72,7 +75,7 @@ def _channel_sum(term: Callable[..., tf.Tensor], *arrays: tf.Tensor) -> tf.Tenso
     """
     channels = arrays[0].shape[-1]
     rows = [tf.reshape(array, [-1, channels]) for array in arrays]
-    while (rows[0].shape[0] or 1) % PARTS == 0 and rows[0].shape[0] > PARTS**2:
+    while fast and (rows[0].shape[0] or 1) % PARTS == 0 and rows[0].shape[0] > PARTS**2:
         parts = zip(*(tf.unstack(tf.reshape(array, [PARTS, -1, channels])) for array in rows), strict=True)
         terms = [term(*part) for part in parts]
         rows, term = [sum(terms[1:], terms[0])], _same
@@ -85,6 +88,8 @@ def batch_norm(
     shift: tf.Tensor,
     guess: tf.Tensor,
     epsilon: float,
+    *,
+    fast: bool,
     over_replicas: Callable[[tf.Tensor], tf.Tensor] = _same,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Normalises with the batch's own statistics, over all axes but the last.
@@ -98,6 +103,7 @@ def batch_norm(
         scale, shift: (C,) float32.
         guess: (C,) float32, roughly the mean, e.g. the running one. It changes the rounding, not the result.
         epsilon: added to the variance.
+        fast: take the form for a CPU under XLA.
         over_replicas: averages a (C,) tensor over the replicas, for statistics of the global batch; the
             default keeps each replica's own. Replicas have equally many images.
 
@@ -114,8 +120,9 @@ def batch_norm(
         def centred(part: tf.Tensor) -> tf.Tensor:
             return tf.cast(part, tf.float32) - guess
 
-        offset = over_replicas(_channel_sum(centred, images) / count)
-        square = over_replicas(_channel_sum(lambda part: tf.square(centred(part)), images) / count)
+        offset = over_replicas(_channel_sum(centred, images, fast=fast) / count)
+        squares = _channel_sum(lambda part: tf.square(centred(part)), images, fast=fast)
+        square = over_replicas(squares / count)
         variance = tf.maximum(square - tf.square(offset), 0.0)
         mean, inverse = guess + offset, tf.math.rsqrt(variance + epsilon)
         factor = scale * inverse
@@ -125,8 +132,8 @@ def batch_norm(
             def product(above: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
                 return tf.cast(above, tf.float32) * (tf.cast(part, tf.float32) - mean)
 
-            shift_gradient = _channel_sum(lambda above: tf.cast(above, tf.float32), upstream)
-            scale_gradient = _channel_sum(product, upstream, images) * inverse
+            shift_gradient = _channel_sum(lambda above: tf.cast(above, tf.float32), upstream, fast=fast)
+            scale_gradient = _channel_sum(product, upstream, images, fast=fast) * inverse
             # The gradients of scale and shift stay the replica's own: the optimiser adds them up.
             level, slope = over_replicas(shift_gradient / count), over_replicas(scale_gradient / count)
             tilt = (tf.cast(images, tf.float32) - mean) * (slope * inverse)
@@ -270,18 +277,18 @@ def conv3x3_winograd(images: tf.Tensor, filters: tf.Tensor) -> tuple[tf.Tensor, 
     return _winograd_forward(images, filters), gradient
 
 
-def conv3x3(images: tf.Tensor, filters: tf.Tensor, *, winograd: bool) -> tf.Tensor:
-    """3x3 convolution, stride 1, 'same' zero padding; with `winograd`, the fast form where it pays.
+def conv3x3(images: tf.Tensor, filters: tf.Tensor, *, fast: bool) -> tf.Tensor:
+    """3x3 convolution, stride 1, 'same' zero padding.
 
     Args:
         images: (N, H, W, C), floating point.
         filters: (3, 3, C, K), of the same dtype.
-        winograd: whether the minimal filtering may be used; it is for float32 on a CPU.
+        fast: use Winograd's minimal filtering where it pays, in float32 on a CPU under XLA.
 
     Returns:
         (N, H, W, K), the same dtype.
     """
     small = max(images.shape[1:3]) <= LARGEST_SIDE
-    if winograd and small and images.dtype == tf.float32 and min(filters.shape[2:]) >= 32:
+    if fast and small and images.dtype == tf.float32 and min(filters.shape[2:]) >= 32:
         return conv3x3_winograd(images, filters)
     return tf.nn.conv2d(images, filters, 1, "SAME")

@@ -46,7 +46,7 @@ class Settings:
     tpu: str = option("name or address of a TPU; '': this machine's own")
     precision: str = option("of activations and convolutions", choices=("auto", "float32", "bfloat16"))
     pipeline: str = option("who makes the batches", choices=("auto", "host", "device"))
-    convolution: str = option("how 3x3 convolutions are computed", choices=("auto", "direct", "winograd"))
+    operations: str = option("form of pools, batch norms, convolutions", choices=("auto", "plain", "fast"))
     sync_bn: bool = option("batch statistics over all replicas instead of each one's own")
     logical_devices: int = option("split the CPU into so many devices, to try replicas; 0: do not", low=0)
     jit: bool = option("compile the step with XLA")

@@ -127,7 +127,7 @@ def lower(precision: str, batch_size: int, folder: Path) -> dict[str, tuple[Path
         "precision": precision,
         "batch_size": batch_size,
         "pipeline": "device",
-        "convolution": "direct",
+        "operations": "plain",
     }
     run = train_eager.Run(settings.change(train_eager.constants(), changes))
     batch = train_eager.EVALUATION_BATCH

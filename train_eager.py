@@ -81,8 +81,8 @@ TPU = ""  #@param {type:"string"}
 PRECISION = "auto"  #@param ["auto", "float32", "bfloat16"]
 # who makes the batches; auto: the device, measured faster on a CPU too
 PIPELINE = "auto"  #@param ["auto", "host", "device"]
-# auto: Winograd on a CPU, else direct
-CONVOLUTION = "auto"  #@param ["auto", "direct", "winograd"]
+# of ops.py; auto: the fast forms on a CPU under XLA, else the plain ones
+OPERATIONS = "auto"  #@param ["auto", "plain", "fast"]
 # batch statistics over all replicas, not each one's own
 SYNC_BN = False  #@param {type:"boolean"}
 # split the CPU into so many, to try replicas; 0: do not
@@ -215,7 +215,7 @@ class Run:
             dropout=options.dropout,
             seed=options.seed,
             sync_bn=options.sync_bn,
-            winograd=fast if options.convolution == "auto" else options.convolution == "winograd",
+            fast=fast if options.operations == "auto" else options.operations == "fast",
         )
         model(tf.zeros([1, *self.images.train_images.shape[1:]]))  # Keras makes the variables in a call
         return model

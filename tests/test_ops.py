@@ -58,7 +58,7 @@ def test_winograd_matrices_correlate_exactly():
 def test_conv3x3_leaves_large_and_narrow_layers_to_tensorflow(monkeypatch):
     monkeypatch.setattr(ops, "conv3x3_winograd", lambda *_: pytest.fail("not where it does not pay"))
     for shape, filters in (((1, 32, 32, 64), (3, 3, 64, 128)), ((1, 8, 8, 3), (3, 3, 3, 64))):
-        result = ops.conv3x3(tf.ones(shape), tf.ones(filters), winograd=True)
+        result = ops.conv3x3(tf.ones(shape), tf.ones(filters), fast=True)
         assert result.shape == (*shape[:3], filters[-1])
 
 
@@ -72,7 +72,7 @@ def test_max_pool_and_its_gradient_with_ties(size, jit):
 
     @tf.function(jit_compile=jit)
     def fast(x):
-        return gradients(lambda x: ops.max_pool(x, size), upstream, x)
+        return gradients(lambda x: ops.max_pool(x, size, fast=True), upstream, x)
 
     pooled, (gradient,) = fast(images)
     expected, expected_gradient = np.zeros_like(upstream), np.zeros_like(images)
@@ -91,8 +91,8 @@ def test_max_pool_and_its_gradient_with_ties(size, jit):
 
 @pytest.mark.parametrize("shape", [(512, 4, 4, 24), (6, 5, 5, 7), (64, 8)])
 @pytest.mark.parametrize("offset", [0.0, 30.0])
-@pytest.mark.parametrize("jit", [False, True])
-def test_batch_norm_and_its_gradient(shape, offset, jit):
+@pytest.mark.parametrize(("fast", "jit"), [(True, False), (True, True), (False, True)])
+def test_batch_norm_and_its_gradient(shape, offset, fast, jit):
     generator = np.random.default_rng(3)
     channels = shape[-1]
     images = (generator.standard_normal(shape) * 2 + offset).astype(np.float32)
@@ -106,17 +106,19 @@ def test_batch_norm_and_its_gradient(shape, offset, jit):
         return tf.nn.batch_normalization(x, mean, variance, shift, scale, 1e-5)
 
     @tf.function(jit_compile=jit)
-    def fast(x, scale, shift):
-        return gradients(lambda *args: ops.batch_norm(*args, guess, 1e-5)[0], upstream, x, scale, shift)
+    def ours(x, scale, shift):
+        return gradients(
+            lambda *args: ops.batch_norm(*args, guess, 1e-5, fast=fast)[0], upstream, x, scale, shift
+        )
 
-    normal, fast_gradients = fast(images, scale, shift)
+    normal, our_gradients = ours(images, scale, shift)
     reference, references = gradients(
         plain, upstream.astype(np.float64), *(a.astype(np.float64) for a in (images, scale, shift))
     )
     assert relative(normal, reference) < 1e-5
-    for value, expected in zip(fast_gradients, references, strict=True):
+    for value, expected in zip(our_gradients, references, strict=True):
         assert relative(value, expected) < 1e-5
-    _, mean, variance = ops.batch_norm(*map(tf.constant, (images, scale, shift, guess)), 1e-5)
+    _, mean, variance = ops.batch_norm(*map(tf.constant, (images, scale, shift, guess)), 1e-5, fast=fast)
     flat = images.reshape(-1, channels).astype(np.float64)
     np.testing.assert_allclose(mean, flat.mean(0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(variance, flat.var(0), rtol=1e-5)

@@ -30,7 +30,7 @@ def train_steps(run, epoch, count):
 
 def test_two_updates_are_facts_and_the_decay_reaches_every_variable(short):
     """a <- mu a + (g + lambda w); w <- w - eta (g + lambda w + mu a), both for the summed loss."""
-    run = make_run(short, epochs=24, pad=0, cutout=0, flip=False, weight_decay=0.1, convolution="direct")
+    run = make_run(short, epochs=24, pad=0, cutout=0, flip=False, weight_decay=0.1, operations="plain")
     batch, steps = 16, 5
     weights, velocity = [w.astype(np.float64) for w in weights_of(run)], [0.0] * 25
     order = [run.pipeline._plan(1)[0].numpy()[k] for k in range(2)]
@@ -138,7 +138,8 @@ def test_every_way_to_compute_gives_the_same_losses(short):
         "host pipeline": {"pipeline": "host"},
         "compiled": {"jit": True},
         "eager": {"eager": True},
-        "winograd": {"jit": True, "pipeline": "device", "width": 4, "convolution": "winograd"},
+        "fast operations": {"jit": True, "pipeline": "device", "operations": "fast"},
+        "plain operations": {"jit": True, "operations": "plain"},
     }.items():
         assert losses_of(short, name, **changes) == pytest.approx(first, rel=1e-3), name
 
