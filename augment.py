@@ -120,6 +120,21 @@ def epoch_order(seed: int, epoch: int, images: int, batch_size: int) -> NDArray[
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
+def alternate(order: NDArray[np.int32], seed: int, epoch: int) -> NDArray[np.int32]:
+    """Marks the images to be mirrored in this epoch: image i becomes -1 - i.
+
+    A random half of them, by the seed, is mirrored in the odd epochs and the rest in the even ones, so that any two
+    epochs that follow one another show every image both ways (K. Jordan, arXiv 2404.00498, section 3.6).
+
+    Args:
+        order: image numbers, from 0.
+        seed: which half.
+        epoch: from 1.
+    """
+    coins = np.random.default_rng([seed, 0]).integers(0, 2, order.max(initial=0) + 1)
+    return np.where((coins[order] + epoch) % 2 == 1, -1 - order, order).astype(np.int32)
+
+
 def step_seeds(seed: int, epoch: int, steps: int) -> NDArray[np.int32]:
     """The key of each step's augmentation: int32 (steps, 2), from (seed, epoch, step) alone."""
     keys = np.random.SeedSequence([seed, epoch, 1]).generate_state(2 * steps, np.uint32)

@@ -249,6 +249,13 @@ def check_batch(batch_size: int, replicas: int) -> None:
         raise UserError(remedy)
 
 
+def check_groups(groups: int, replicas: int) -> None:
+    """Raises UserError if groups of batch norm cannot be spread evenly over the replicas."""
+    if groups % replicas:
+        near = max(1, round(groups / replicas)) * replicas
+        raise UserError(f"--ghost-groups {groups} is not divisible by {replicas} replicas; try {near}")
+
+
 # ---- python devices.py -------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""DavidNet, the nine-layer residual network of D. C. Page's cifar10-fast (2019), as Keras models.
+"""DavidNet, the nine-layer residual network of D. C. Page's cifar10-fast (2019), and its kin, as Keras models.
 
     images  (N, 32, 32, 3)
     prep    conv-BN-ReLU to c                                      (N, 32, 32, c)
@@ -8,218 +8,377 @@
     head    global max-pool, linear without bias, x 0.125          (N, classes)
 
 All convolutions are 3x3, stride 1, zero-padded, without bias; f is conv-BN-ReLU. With c = 64 and ten classes
-it has 6,573,120 trainable parameters.
+it has 6,573,120 trainable parameters. NETWORKS lists the others: those that lead to it in the posts "How to train
+your ResNet", and the network of the speedrun.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-import ops
-
-LOGIT_SCALE = 0.125  # cifar10-fast, dawn.py: BN scales start at 1, so the logits would start too large
-BATCH_NORM_EPSILON = 1e-5
-BATCH_NORM_KEEPS = 0.9  # of the old running average, at each training step
-
-
-class PyTorchUniform(tf.keras.initializers.Initializer):
-    """PyTorch's default for convolutions and linear layers: uniform in +-1/sqrt(fan_in).
-
-    fan_in is the product of all axes but the last: kh * kw * inputs, or inputs. The numbers are NumPy's,
-    keyed by (seed, index), and so the same on every device and version of TensorFlow.
-    """
-
-    def __init__(self, seed: int, index: int) -> None:
-        self.seed, self.index = seed, index
-
-    def __call__(self, shape: Any, dtype: Any = None, **_: Any) -> tf.Tensor:
-        bound = 1.0 / np.sqrt(np.prod(shape[:-1]))
-        values = np.random.default_rng([self.seed, self.index]).uniform(-bound, bound, shape)
-        return tf.constant(values, dtype or tf.float32)
-
-    def get_config(self) -> dict[str, int]:
-        return {"seed": self.seed, "index": self.index}
-
-
-def initializers(seed: int) -> Iterator[PyTorchUniform]:
-    """One initializer a layer, in the order in which a network asks for them."""
-    index = 0
-    while True:
-        yield PyTorchUniform(seed, index)
-        index += 1
-
-
-class Conv(tf.keras.layers.Layer):
-    """3x3 convolution, stride 1, zero-padded, no bias: (N, H, W, C) -> (N, H, W, filters)."""
-
-    def __init__(self, filters: int, init: Iterator[PyTorchUniform], *, fast: bool = False) -> None:
-        super().__init__()
-        self.filters, self.fast = filters, fast
-        self.initializer = next(init)
-
-    def build(self, input_shape: Any) -> None:
-        shape = (3, 3, input_shape[-1], self.filters)
-        self.kernel = self.add_weight(shape=shape, initializer=self.initializer, name="kernel")
-
-    def call(self, images: tf.Tensor) -> tf.Tensor:
-        return ops.conv3x3(images, tf.convert_to_tensor(self.kernel), fast=self.fast)
-
-
-class BatchNorm(tf.keras.layers.Layer):
-    """Batch norm over all axes but the last, in float32 whatever the inputs' dtype.
-
-    Scale starts at 1, shift at 0.
-    Unlike Keras' layer it reads the batch once for both moments, and its running variance is unbiased
-    (n / (n - 1)), as in PyTorch and TensorFlow's fused kernel.
-
-    Args:
-        synchronised: under a distribution strategy, take the statistics over the global batch. Otherwise each
-            replica takes its own, and so do its running averages until `average_statistics` is called.
-        fast: see ops.batch_norm.
-    """
-
-    def __init__(self, *, synchronised: bool = False, fast: bool = False) -> None:
-        super().__init__()
-        self.synchronised, self.fast = synchronised, fast
-
-    def build(self, input_shape: Any) -> None:
-        def weight(name: str, start: str, trainable: bool) -> Any:
-            return self.add_weight(
-                shape=(input_shape[-1],),
-                initializer=start,
-                trainable=trainable,
-                name=name,
-                dtype="float32",
-                autocast=False,
-            )
-
-        self.scale = weight("scale", "ones", True)
-        self.shift = weight("shift", "zeros", True)
-        self.running_mean = weight("running_mean", "zeros", False)
-        self.running_variance = weight("running_variance", "ones", False)
-
-    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        scale, shift, mean, variance = (
-            tf.convert_to_tensor(weight)
-            for weight in (self.scale, self.shift, self.running_mean, self.running_variance)
-        )
-        if not training:
-            factor = scale * tf.math.rsqrt(variance + BATCH_NORM_EPSILON)
-            return tf.cast((tf.cast(images, tf.float32) - mean) * factor + shift, images.dtype)
-        replicas = tf.distribute.get_replica_context()
-
-        def mean_over_replicas(values: tf.Tensor) -> tf.Tensor:
-            return replicas.all_reduce(tf.distribute.ReduceOp.MEAN, values)
-
-        normal, batch_mean, batch_variance = ops.batch_norm(
-            images,
-            scale,
-            shift,
-            mean,
-            BATCH_NORM_EPSILON,
-            fast=self.fast,
-            **({"over_replicas": mean_over_replicas} if self.synchronised else {}),
-        )
-        images_seen = replicas.num_replicas_in_sync if self.synchronised else 1
-        count = tf.cast(images_seen * tf.size(images) // images.shape[-1], tf.float32)
-        unbiased = batch_variance * (count / (count - 1.0))
-        keep = BATCH_NORM_KEEPS
-        self.running_mean.assign(keep * mean + (1 - keep) * batch_mean)
-        self.running_variance.assign(keep * variance + (1 - keep) * unbiased)
-        return normal
-
-
-def average_statistics(model: tf.keras.Model) -> None:
-    """Sets every replica's running averages to the mean over the replicas; call it on each replica."""
-    replica = tf.distribute.get_replica_context()
-    for weight in model.non_trainable_variables:
-        if weight.path.endswith(("/running_mean", "/running_variance")):
-            weight.assign(replica.all_reduce(tf.distribute.ReduceOp.MEAN, tf.convert_to_tensor(weight)))
+from errors import UserError
+from layers import (
+    Activation,
+    Add,
+    BatchNorm,
+    Conv,
+    Dirac,
+    GlobalPool,
+    Head,
+    MaxPool,
+    Style,
+    UnitDeviation,
+    Whiten,
+    initializers,
+)
+from settings import Settings
 
 
 class ConvBN(tf.keras.Model):
-    """conv - (dropout) - BN - ReLU: (N, H, W, C) -> (N, H, W, filters)."""
+    """conv - (dropout) - BN - activation, with a max-pool 2 at its end if `pool` (before BN if the style says so).
+
+    (N, H, W, C) -> (N, H', W', filters), where H' is H, divided by the stride, and by 2 if pooled.
+    """
 
     def __init__(
-        self,
-        filters: int,
-        init: Iterator[PyTorchUniform],
-        *,
-        dropout: float = 0.0,
-        sync_bn: bool = False,
-        fast: bool = False,
+        self, filters: int, init: Any, style: Style, *, pool: bool = False, size: int = 3, stride: int = 1
     ) -> None:
         super().__init__()
-        self.conv = Conv(filters, init, fast=fast)
-        seed = self.conv.initializer
-        self.dropout = tf.keras.layers.Dropout(dropout, seed=1000 * seed.seed + seed.index)
-        self.norm = BatchNorm(synchronised=sync_bn, fast=fast)
+        start = next(init)
+        self.pool_first = style.pool_first
+        self.conv = Conv(filters, start, size=size, stride=stride, fast=style.fast)
+        self.pool = MaxPool(2, fast=style.fast) if pool else None
+        self.dropout = tf.keras.layers.Dropout(style.dropout, seed=1000 * start.seed + start.index)
+        self.norm = BatchNorm(style, start)
+        self.activation = Activation(style)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        hidden = self.dropout(self.conv(images), training=training)
-        return tf.nn.relu(self.norm(hidden, training=training))
+        x = self.conv(images)
+        if self.pool is not None and self.pool_first:
+            x = self.pool(x)
+        x = self.activation(self.norm(self.dropout(x, training=training), training=training))
+        if self.pool is not None and not self.pool_first:
+            x = self.pool(x)
+        return x
 
 
 class ResBlk(tf.keras.Model):
-    """ConvBN, max-pool 2, then x + f(f(x)) if `residual`: (N, H, W, C) -> (N, H/2, W/2, filters)."""
+    """ConvBN with a max-pool 2, then x + f(f(x)), f(x) or nothing: (N, H, W, C) -> (N, H/2, W/2, filters).
 
-    def __init__(
-        self, filters: int, init: Iterator[PyTorchUniform], *, residual: bool, **conv_options: Any
-    ) -> None:
+    `then` says which: residual, extra or nothing.
+    """
+
+    def __init__(self, filters: int, init: Any, style: Style, *, then: str) -> None:
         super().__init__()
-        self.fast = conv_options.get("fast", False)
-        self.entry = ConvBN(filters, init, **conv_options)
-        self.first = ConvBN(filters, init, **conv_options) if residual else None
-        self.second = ConvBN(filters, init, **conv_options) if residual else None
+        self.entry = ConvBN(filters, init, style, pool=True)
+        self.first = ConvBN(filters, init, style) if then != "nothing" else None
+        self.second = ConvBN(filters, init, style) if then == "residual" else None
+        self.add = Add() if then == "residual" else None
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        x = ops.max_pool(self.entry(images, training=training), 2, fast=self.fast)
-        if self.first is None or self.second is None:
+        x = self.entry(images, training=training)
+        if self.first is None:
             return x
-        return x + self.second(self.first(x, training=training), training=training)
+        f = self.first(x, training=training)
+        if self.second is None or self.add is None:
+            return f
+        return self.add(x, self.second(f, training=training))
 
 
 class DavidNet(tf.keras.Model):
-    """The network of the module's docstring.
+    """The network of the module's docstring: images (N, 32, 32, 3) to logits (N, classes), float32.
 
     Args:
         classes: number of classes.
+        style: of its layers.
         width: c, the filters of the first convolution.
-        dropout: share of a convolution's outputs set to 0 before BN in training, from 0 to below 1 (the eager
-            tutorial's variant has 0.05).
-        seed: of the initial weights and of dropout.
-        sync_bn: batch statistics over all replicas of a distribution strategy instead of each one's own.
-        fast: use the forms of ops.py that are made for a CPU under XLA.
-
-    Calling it on images (N, 32, 32, 3) gives logits (N, classes), float32.
+        logit_scale: cifar10-fast's 0.125, since BN scales start at 1, so that logits would start too large.
+        blocks: what follows the pool in layers 1 to 3: residual, extra (f alone) or nothing.
+        whiten: patch whitening in place of the first convolution's 3x3 filters: a frozen whitening convolution,
+            then a learned 1x1 (post 8).
     """
 
     def __init__(
         self,
         classes: int = 10,
+        style: Style = Style(),  # noqa: B008  (frozen)
         *,
         width: int = 64,
-        dropout: float = 0.0,
-        seed: int = 0,
-        sync_bn: bool = False,
-        fast: bool = False,
+        logit_scale: float = 0.125,
+        blocks: tuple[str, ...] = ("residual", "nothing", "residual"),
+        whiten: bool = False,
     ) -> None:
         super().__init__()
-        self.fast = fast
-        init = initializers(seed)
-        options: dict[str, Any] = {"dropout": dropout, "sync_bn": sync_bn, "fast": fast}
-        self.prep = ConvBN(width, init, **options)
-        self.layer1 = ResBlk(2 * width, init, residual=True, **options)
-        self.layer2 = ResBlk(4 * width, init, residual=False, **options)
-        self.layer3 = ResBlk(8 * width, init, residual=True, **options)
-        self.head = tf.keras.layers.Dense(classes, use_bias=False, kernel_initializer=next(init))
+        init = initializers(style.seed)
+        self.whiten = Whiten(3, 1e-2, 10_000, both_signs=False) if whiten else None
+        self.prep = ConvBN(width, init, style, size=1 if whiten else 3)
+        self.layer1 = ResBlk(2 * width, init, style, then=blocks[0])
+        self.layer2 = ResBlk(4 * width, init, style, then=blocks[1])
+        self.layer3 = ResBlk(8 * width, init, style, then=blocks[2])
+        self.pool = GlobalPool(fast=style.fast)
+        self.head = Head(classes, next(init), logit_scale=logit_scale)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        x = self.prep(images, training=training)  # (N, 32, 32, c)
+        x = images if self.whiten is None else self.whiten(images)
+        x = self.prep(x, training=training)  # (N, 32, 32, c)
         x = self.layer1(x, training=training)  # (N, 16, 16, 2c)
         x = self.layer2(x, training=training)  # (N, 8, 8, 4c)
         x = self.layer3(x, training=training)  # (N, 4, 4, 8c)
-        x = ops.max_pool(x, x.shape[1], fast=self.fast)[:, 0, 0]  # (N, 8c)
-        return LOGIT_SCALE * tf.cast(self.head(x), tf.float32)  # (N, classes)
+        return self.head(self.pool(x))  # (N, 8c) -> (N, classes)
+
+
+# ---- posts 1 to 4: on the way to DavidNet ------------------------------------------------------------------
+
+
+class PreActivation(tf.keras.Model):
+    """A pre-activation block: h = ReLU(BN(x)), then shortcut(h) + conv(ReLU(BN(conv(h)))).
+
+    The shortcut is a 1x1 convolution where the shape changes, else h itself. With `shortcut_only` the long
+    branch is left out: (N, H, W, C) -> (N, H/stride, W/stride, filters).
+    """
+
+    def __init__(
+        self, inputs: int, filters: int, stride: int, init: Any, style: Style, *, shortcut_only: bool
+    ) -> None:
+        super().__init__()
+        fast = style.fast
+        start = next(init)
+        self.norm1, self.activation = BatchNorm(style, start), Activation(style)
+        self.shortcut = self.conv1 = None
+        if stride != 1 or inputs != filters:
+            self.shortcut = Conv(filters, next(init), size=1, stride=stride, fast=fast)
+        if not shortcut_only:
+            self.conv1 = Conv(filters, start, stride=stride, fast=fast)
+            start = next(init)
+            self.norm2, self.activation2 = BatchNorm(style, start), Activation(style)
+            self.conv2, self.add = Conv(filters, start, fast=fast), Add()
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        h = self.activation(self.norm1(images, training=training))
+        short = h if self.shortcut is None else self.shortcut(h)
+        if self.conv1 is None:
+            return short
+        branch = self.activation2(self.norm2(self.conv1(h), training=training))
+        return self.add(short, self.conv2(branch))
+
+
+class DawnNet(tf.keras.Model):
+    """The pre-activation network of the DAWNBench baseline (posts 1 to 3), or its shortcuts alone (post 4).
+
+    Convolution to c; stages of two blocks at c, 2c, 4c, 4c, the later three halving the image; concatenated
+    max- and average-pool; linear with bias.
+    """
+
+    def __init__(self, classes: int, style: Style, *, width: int, shortcut_only: bool = False) -> None:
+        super().__init__()
+        init = initializers(style.seed)
+        self.prep = Conv(width, next(init), fast=style.fast)
+        inputs = width
+        for stage, factor in enumerate((1, 2, 4, 4), 1):
+            for block in (0, 1):
+                stride = 2 if stage > 1 and block == 0 else 1
+                made = PreActivation(inputs, factor * width, stride, init, style, shortcut_only=shortcut_only)
+                setattr(self, f"layer{stage}_block{block}", made)  # not a list: a checkpoint would lose it
+                inputs = factor * width
+        self.pool = GlobalPool(average=True, fast=style.fast)
+        self.head = Head(classes, next(init), bias=True)
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        x = self.prep(images)  # (N, 32, 32, c)
+        for stage in (1, 2, 3, 4):
+            for block in (0, 1):
+                x = getattr(self, f"layer{stage}_block{block}")(x, training=training)
+        return self.head(self.pool(x))  # (N, 8c) -> (N, classes)
+
+
+class Backbone(tf.keras.Model):
+    """Conv-BN-ReLU to c, then three that halve the image, without any skip (post 4).
+
+    Args:
+        down: how they halve it: conv1 and conv3 with stride 2, maxpool after a 3x3 convolution of stride 1.
+        widths: factors of c; global max-pool alone if the last is 8, else concatenated with the average.
+    """
+
+    def __init__(
+        self, classes: int, style: Style, *, width: int, down: str, widths: tuple[int, int, int]
+    ) -> None:
+        super().__init__()
+        init = initializers(style.seed)
+        pool, size, stride = down == "maxpool", 1 if down == "conv1" else 3, 1 if down == "maxpool" else 2
+
+        def halve(factor: int) -> ConvBN:
+            return ConvBN(factor * width, init, style, pool=pool, size=size, stride=stride)
+
+        self.prep = ConvBN(width, init, style)
+        self.layer1, self.layer2, self.layer3 = map(halve, widths)
+        self.pool = GlobalPool(average=widths[-1] < 8, fast=style.fast)
+        self.head = Head(classes, next(init), bias=True)
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        x = self.prep(images, training=training)  # (N, 32, 32, c)
+        x = self.layer1(x, training=training)  # (N, 16, 16, .)
+        x = self.layer2(x, training=training)  # (N, 8, 8, .)
+        x = self.layer3(x, training=training)  # (N, 4, 4, .)
+        return self.head(self.pool(x))
+
+
+# ---- the speedrun ------------------------------------------------------------------------------------------
+
+
+class ConvGroup(tf.keras.Model):
+    """conv - max-pool 2 - BN - activation - conv - BN - activation: (N, H, W, C) -> (N, H//2, W//2, filters)."""
+
+    def __init__(self, filters: int, init: Any, style: Style) -> None:
+        super().__init__()
+        self.first = ConvBN(filters, init, style, pool=True)
+        self.second = ConvBN(filters, init, style)
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self.second(self.first(images, training=training), training=training)
+
+
+class SpeedNet(tf.keras.Model):
+    """The network of K. Jordan's airbench94_muon (cifar10-airbench; arXiv 2404.00498).
+
+    Whitening 2x2 convolution to 24 with a bias, activation; groups of c, 4c, 4c filters; max-pool 3; linear without
+    bias, divided by its inputs. Convolutions start as the identity on their first filters.
+    """
+
+    def __init__(self, classes: int, style: Style, *, width: int) -> None:
+        super().__init__()
+        init = initializers(style.seed, Dirac)
+        self.whiten = Whiten(2, 5e-4, 5_000, both_signs=True)
+        self.activation = Activation(style)
+        self.group1 = ConvGroup(width, init, style)
+        self.group2 = ConvGroup(4 * width, init, style)
+        self.group3 = ConvGroup(4 * width, init, style)
+        self.pool = GlobalPool(fast=style.fast)
+        start = UnitDeviation(style.seed, next(init).index)
+        self.head = Head(classes, start, logit_scale=1.0 / (4 * width))
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        x = self.activation(self.whiten(images))  # (N, 31, 31, 24)
+        x = self.group1(x, training=training)  # (N, 15, 15, c)
+        x = self.group2(x, training=training)  # (N, 7, 7, 4c)
+        x = self.group3(x, training=training)  # (N, 3, 3, 4c)
+        return self.head(self.pool(x))  # (N, 4c) -> (N, classes)
+
+
+# ---- by name -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network by name: what it is, and what makes it of classes, style, width, logit scale, whitening."""
+
+    about: str
+    make: Callable[..., tf.keras.Model]
+
+
+def _davidnet(*blocks: str) -> Callable[..., tf.keras.Model]:
+    def make(classes: int, style: Style, width: int, logit_scale: float, whiten: bool) -> tf.keras.Model:
+        return DavidNet(classes, style, width=width, logit_scale=logit_scale, blocks=blocks, whiten=whiten)
+
+    return make
+
+
+def _other(kind: Callable[..., tf.keras.Model], **options: Any) -> Callable[..., tf.keras.Model]:
+    def make(classes: int, style: Style, width: int, logit_scale: float, whiten: bool) -> tf.keras.Model:
+        # These are from before the posts' change of it: PyTorch 0.4 started batch norm's scales at random.
+        return kind(classes, replace(style, random_scales=True), width=width, **options)
+
+    return make
+
+
+def _speednet(classes: int, style: Style, width: int, logit_scale: float, whiten: bool) -> tf.keras.Model:
+    return SpeedNet(classes, replace(style, pool_first=True, bn_epsilon=1e-12, bn_keeps=0.6), width=width)
+
+
+NETWORKS: dict[str, Network] = {
+    "davidnet": Network("DavidNet", _davidnet("residual", "nothing", "residual")),
+    "plain": Network("DavidNet without residuals", _davidnet("nothing", "nothing", "nothing")),
+    "extra": Network(
+        "DavidNet with one more conv-BN-ReLU in each layer, no residuals", _davidnet(*["extra"] * 3)
+    ),
+    "dawn": Network("the pre-activation network of the DAWNBench baseline", _other(DawnNet)),
+    "shortcuts": Network("that network's shortcuts alone", _other(DawnNet, shortcut_only=True)),
+    "conv1": Network(
+        "four conv-BN-ReLU, 1x1 with stride 2", _other(Backbone, down="conv1", widths=(2, 4, 4))
+    ),
+    "conv3": Network(
+        "four conv-BN-ReLU, 3x3 with stride 2", _other(Backbone, down="conv3", widths=(2, 4, 4))
+    ),
+    "maxpool": Network("3x3 with max-pool 2", _other(Backbone, down="maxpool", widths=(2, 4, 4))),
+    "globalpool": Network("that, wider, global max-pool", _other(Backbone, down="maxpool", widths=(2, 4, 8))),
+    "speednet": Network("airbench94_muon's network", _speednet),
+}
+
+
+def make(
+    name: str,
+    classes: int,
+    style: Style,
+    *,
+    width: int = 64,
+    logit_scale: float = 0.125,
+    whiten: bool = False,
+) -> tf.keras.Model:
+    """A network of NETWORKS with its variables made.
+
+    Args:
+        name: a key of NETWORKS.
+        classes: number of classes.
+        style: of its layers.
+        width: filters of the first convolution; the others are multiples of it.
+        logit_scale, whiten: for the DavidNet family; see DavidNet.
+
+    Raises:
+        UserError: for a name that is not there.
+    """
+    if name not in NETWORKS:
+        raise UserError(f"--network {name!r} is not known; choose from {', '.join(NETWORKS)}")
+    model = NETWORKS[name].make(classes, style, width, logit_scale, whiten)
+    model(tf.zeros([1, 32, 32, 3]))  # Keras makes the variables in a call
+    return model
+
+
+def style_of(options: Settings, *, fast: bool) -> Style:
+    """The style that the hyperparameters ask for; `fast`: see Style."""
+    return Style(
+        seed=options.seed,
+        fast=fast,
+        sync_bn=options.sync_bn,
+        dropout=options.dropout,
+        pool_first=options.pool_first,
+        activation=options.activation,
+        celu_alpha=options.celu_alpha,
+        ghost_groups=options.ghost_groups,
+        frozen_scales=options.frozen_scales,
+    )
+
+
+def fit_whitening(model: tf.keras.Model, images: np.ndarray) -> None:
+    """Fits the whitening filters of a network that has them to standardised training images (N, 32, 32, 3)."""
+    if whitening_images(model):
+        model.whiten.fit(images)
+
+
+def whitening_images(model: tf.keras.Model) -> int:
+    """How many training images the whitening is fitted to; 0 for a network without."""
+    layer = getattr(model, "whiten", None)
+    return 0 if layer is None else layer.images
+
+
+def averaged_variables(model: tf.keras.Model) -> list[Any]:
+    """The weights and running statistics: all that evaluation reads and training changes."""
+    running = ("/running_mean", "/running_variance")
+    statistics = [weight for weight in model.non_trainable_variables if weight.path.endswith(running)]
+    return [*model.trainable_variables, *statistics]
+
+
+def parameters(model: tf.keras.Model) -> int:
+    """How many numbers are trained."""
+    return sum(int(np.prod(weight.shape)) for weight in model.trainable_variables)

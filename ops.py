@@ -68,18 +68,20 @@ PARTS = 16  # into which a sum over rows is cut; XLA fuses the addition of so ma
 
 
 def _channel_sum(term: Callable[..., tf.Tensor], *arrays: tf.Tensor, fast: bool) -> tf.Tensor:
-    """Sum of term(*arrays) over all axes but the last, in float32: (C,).
+    """Sum of term(*arrays), arrays (G, rows, C), over the rows, in float32: (G, 1, C).
 
     XLA's reduction to a handful of channels runs as a slow chain of windows on a CPU. Adding slices of the
     rows, element by element, is vectorised, uses every core, and rounds less.
     """
-    channels = arrays[0].shape[-1]
-    rows = [tf.reshape(array, [-1, channels]) for array in arrays]
-    while fast and (rows[0].shape[0] or 1) % PARTS == 0 and rows[0].shape[0] > PARTS**2:
-        parts = zip(*(tf.unstack(tf.reshape(array, [PARTS, -1, channels])) for array in rows), strict=True)
+    groups, _, channels = arrays[0].shape
+    while fast and (arrays[0].shape[1] or 1) % PARTS == 0 and arrays[0].shape[1] > PARTS**2:
+        parts = zip(
+            *(tf.unstack(tf.reshape(array, [groups, PARTS, -1, channels]), axis=1) for array in arrays),
+            strict=True,
+        )
         terms = [term(*part) for part in parts]
-        rows, term = [sum(terms[1:], terms[0])], _same
-    return tf.reduce_sum(term(*rows), axis=0)
+        arrays, term = (sum(terms[1:], terms[0]),), _same
+    return tf.reduce_sum(term(*arrays), axis=1, keepdims=True)
 
 
 def batch_norm(
@@ -89,6 +91,7 @@ def batch_norm(
     guess: tf.Tensor,
     epsilon: float,
     *,
+    groups: int = 1,
     fast: bool,
     over_replicas: Callable[[tf.Tensor], tf.Tensor] = _same,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -103,44 +106,49 @@ def batch_norm(
         scale, shift: (C,) float32.
         guess: (C,) float32, roughly the mean, e.g. the running one. It changes the rounding, not the result.
         epsilon: added to the variance.
+        groups: equal parts of the first axis, in its order, each normalised with its own statistics.
         fast: take the form for a CPU under XLA.
-        over_replicas: averages a (C,) tensor over the replicas, for statistics of the global batch; the
-            default keeps each replica's own. Replicas have equally many images.
+        over_replicas: averages a tensor over the replicas, for statistics of the global batch; the default
+            keeps each replica's own. Replicas have equally many images.
 
     Returns:
-        The normalised images, of the dtype of `images`; their mean and their biased variance, (C,) float32,
-        through which no gradient flows.
+        The normalised images, of the dtype of `images`; the mean over the groups of their means and of their
+        biased variances, (C,) float32, through which no gradient flows.
     """
-    guess = tf.stop_gradient(guess)
+    guess, channels = tf.stop_gradient(guess), images.shape[-1]
 
     @tf.custom_gradient
     def normalise(images: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> Any:
-        count = tf.cast(tf.size(images) // images.shape[-1], tf.float32)
+        count = tf.cast(tf.size(images) // (groups * channels), tf.float32)
+        rows = tf.reshape(images, [groups, -1, channels])
 
         def centred(part: tf.Tensor) -> tf.Tensor:
             return tf.cast(part, tf.float32) - guess
 
-        offset = over_replicas(_channel_sum(centred, images, fast=fast) / count)
-        squares = _channel_sum(lambda part: tf.square(centred(part)), images, fast=fast)
-        square = over_replicas(squares / count)
-        variance = tf.maximum(square - tf.square(offset), 0.0)
+        offset = over_replicas(_channel_sum(centred, rows, fast=fast) / count)  # (groups, 1, C)
+        squares = _channel_sum(lambda part: tf.square(centred(part)), rows, fast=fast)
+        variance = tf.maximum(over_replicas(squares / count) - tf.square(offset), 0.0)
         mean, inverse = guess + offset, tf.math.rsqrt(variance + epsilon)
         factor = scale * inverse
-        normal = (tf.cast(images, tf.float32) - mean) * factor + shift
+        normal = (tf.cast(rows, tf.float32) - mean) * factor + shift
 
         def gradient(upstream: tf.Tensor, *_: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            above = tf.reshape(upstream, [groups, -1, channels])
+
             def product(above: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
                 return tf.cast(above, tf.float32) * (tf.cast(part, tf.float32) - mean)
 
-            shift_gradient = _channel_sum(lambda above: tf.cast(above, tf.float32), upstream, fast=fast)
-            scale_gradient = _channel_sum(product, upstream, images, fast=fast) * inverse
+            shift_gradient = _channel_sum(lambda part: tf.cast(part, tf.float32), above, fast=fast)
+            scale_gradient = _channel_sum(product, above, rows, fast=fast) * inverse
             # The gradients of scale and shift stay the replica's own: the optimiser adds them up.
             level, slope = over_replicas(shift_gradient / count), over_replicas(scale_gradient / count)
-            tilt = (tf.cast(images, tf.float32) - mean) * (slope * inverse)
-            change = (tf.cast(upstream, tf.float32) - level - tilt) * factor
-            return tf.cast(change, images.dtype), scale_gradient, shift_gradient
+            tilt = (tf.cast(rows, tf.float32) - mean) * (slope * inverse)
+            change = (tf.cast(above, tf.float32) - level - tilt) * factor
+            change = tf.reshape(tf.cast(change, images.dtype), tf.shape(images))
+            return change, *(tf.reduce_sum(part, [0, 1]) for part in (scale_gradient, shift_gradient))
 
-        return (tf.cast(normal, images.dtype), mean, variance), gradient
+        normal = tf.reshape(tf.cast(normal, images.dtype), tf.shape(images))
+        return (normal, *(tf.reduce_mean(part, [0, 1]) for part in (mean, variance))), gradient
 
     normal, mean, variance = normalise(images, scale, shift)
     return normal, tf.stop_gradient(mean), tf.stop_gradient(variance)
@@ -292,3 +300,12 @@ def conv3x3(images: tf.Tensor, filters: tf.Tensor, *, fast: bool) -> tf.Tensor:
     if fast and small and images.dtype == tf.float32 and min(filters.shape[2:]) >= 32:
         return conv3x3_winograd(images, filters)
     return tf.nn.conv2d(images, filters, 1, "SAME")
+
+
+def conv1x1(images: tf.Tensor, filters: tf.Tensor, stride: int, *, fast: bool) -> tf.Tensor:
+    """1x1 convolution, as one matrix product if `fast`: (N, H, W, C), (1, 1, C, K) -> (N, H/stride, W/stride, K)."""
+    if not fast:
+        return tf.nn.conv2d(images, filters, stride, "VALID")
+    kept = images[:, ::stride, ::stride]
+    products = tf.matmul(tf.reshape(kept, [-1, kept.shape[-1]]), filters[0, 0])
+    return tf.reshape(products, [-1, *kept.shape[1:3], filters.shape[-1]])

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from augment import WHOLE, Augmentation, Shard, epoch_order, own_part, step_seeds
+from augment import WHOLE, Augmentation, Shard, alternate, epoch_order, own_part, step_seeds
 
 Batch = tuple[tf.Tensor, tf.Tensor]  # images float32 (B, 32, 32, 3), labels int32 (B,)
 
@@ -37,6 +37,7 @@ class _Batches:
         augmentation: padded uint8 batch and seed -> float32 batch.
         batch_size: global, at most N.
         seed: of the order and the augmentation.
+        alternating: mirror each image in every second epoch.
     """
 
     def __init__(
@@ -46,19 +47,28 @@ class _Batches:
         augmentation: Augmentation,
         batch_size: int,
         seed: int,
+        *,
+        alternating: bool = False,
     ) -> None:
         self.images, self.labels = tf.constant(images), tf.constant(labels)
         self.augmentation, self.batch_size, self.seed = augmentation, batch_size, seed
+        self.alternating = alternating
 
     def _plan(self, epoch: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """The epoch's image numbers, int32 (steps, batch), and seeds, int32 (steps, 2)."""
+        """The epoch's image numbers, int32 (steps, batch), -1 - i for a mirrored i; and seeds, int32 (steps, 2)."""
         order = epoch_order(self.seed, epoch, len(self.labels), self.batch_size)
+        if self.alternating:
+            order = alternate(order, self.seed, epoch)
         return tf.constant(order), tf.constant(step_seeds(self.seed, epoch, len(order)))
 
     def _make(self, rows: tf.Tensor, seed: tf.Tensor, shard: Shard = WHOLE) -> Batch:
         """The shard's part of the batch of the images numbered `rows` (B,), with the step's seed (2,)."""
         rows = own_part(rows, shard)
-        return self.augmentation(tf.gather(self.images, rows), seed, shard), tf.gather(self.labels, rows)
+        mirrored, rows = rows < 0, tf.where(rows < 0, -1 - rows, rows)
+        images = tf.gather(self.images, rows)
+        if self.alternating:
+            images = tf.where(mirrored[:, None, None, None], tf.reverse(images, [2]), images)
+        return self.augmentation(images, seed, shard), tf.gather(self.labels, rows)
 
 
 class DevicePipeline(_Batches):

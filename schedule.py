@@ -6,7 +6,6 @@
 Nothing here needs TensorFlow, yet a compiled step evaluates the same formula: see `PiecewiseLinear`.
 """
 
-import argparse
 import itertools
 import math
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from errors import UserError
+from errors import Parser, UserError
 
 Knots = Sequence[tuple[float, float]]
 
@@ -60,11 +59,37 @@ class PiecewiseLinear:
             rate = rate + (y1 - y0) * clip((epoch - x0) / (x1 - x0), 0.0, 1.0)
         return rate
 
+    def times(self, rate: float, epochs: float = 1.0) -> "PiecewiseLinear":
+        """The schedule with all its rates multiplied, and its epochs stretched."""
+        return PiecewiseLinear([(epochs * x, rate * y) for x, y in self.knots])
+
+    @property
+    def peak(self) -> float:
+        """The highest rate."""
+        return max(rate for _, rate in self.knots)
+
+    def __str__(self) -> str:
+        """The knots as `parse` reads them: 0,0 5,0.4 24,0."""
+        return " ".join(f"{epoch:.10g},{rate:.10g}" for epoch, rate in self.knots)
+
 
 def triangle(epochs: float, warmup_epochs: float, peak: float) -> PiecewiseLinear:
     """Up from 0 to `peak` over the warm-up, then down to 0 at the end: DavidNet's schedule."""
     start = [(0.0, 0.0)] if warmup_epochs > 0 else []
     return PiecewiseLinear([*start, (warmup_epochs, peak), (epochs, 0.0)])
+
+
+def parse(text: str) -> PiecewiseLinear:
+    """The schedule of knots written as epoch,rate pairs with spaces between: 0,0 5,0.4 24,0.
+
+    Raises UserError if they are not such pairs.
+    """
+    try:
+        pairs = [tuple(float(number) for number in pair.split(",")) for pair in text.split()]
+        knots = [(epoch, rate) for epoch, rate in pairs]
+    except ValueError:
+        raise UserError(f"--knots {text!r} is not pairs like '0,0 5,0.4 24,0'; correct it") from None
+    return PiecewiseLinear(knots)
 
 
 def as_text(schedule: PiecewiseLinear, rows: int = 25, columns: int = 50) -> str:
@@ -95,21 +120,13 @@ def plot(schedule: PiecewiseLinear, path: str) -> None:
         raise UserError(f"cannot write the plot {path}: {error}; try another path, e.g. lr.png") from None
 
 
-def _knots(text: str) -> Knots:
-    try:
-        pairs = [tuple(float(number) for number in pair.split(",")) for pair in text.split()]
-        return [(epoch, rate) for epoch, rate in pairs]
-    except ValueError:
-        raise UserError(f"--knots {text!r} is not pairs like '0,0 5,0.4 24,0'; correct it") from None
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Print or draw a piecewise-linear learning rate.")
+    parser = Parser(description="Print or draw a piecewise-linear learning rate.", allow_abbrev=False)
     parser.add_argument("--knots", default="0,0 5,0.4 24,0", help="epoch,rate pairs (default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="draw the curve into this image file")
-    arguments = parser.parse_args()
     try:
-        schedule = PiecewiseLinear(_knots(arguments.knots))
+        arguments = parser.parse_args()
+        schedule = parse(arguments.knots)
         print(as_text(schedule))
         if arguments.plot:
             plot(schedule, arguments.plot)

@@ -6,10 +6,11 @@
 import argparse
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import schedule
 from errors import Parser, UserError
 
 
@@ -25,23 +26,51 @@ def option(
     return field(metadata={"about": about, "low": low, "high": high, "below": below, "choices": choices})
 
 
+FLIPS = ("none", "random", "alternating")
+OPTIMIZERS = ("nesterov", "lars", "muon")
+ACTIVATIONS = ("relu", "celu", "gelu")
+VIEWS = ("none", "flip", "six")
+
+
 @dataclass(frozen=True)
 class Settings:
     """One value a hyperparameter. `check` says whether they are in range and fit together."""
 
+    recipe: str = option("name of a recipe (python recipes.py lists them); the other flags override it")
     epochs: int = option("passes over the training set", low=1)
     batch_size: int = option("images a step, over all replicas", low=1)
-    learning_rate: float = option("peak rate, for the gradient of the mean loss", low=0)
+    learning_rate: float = option("peak rate, for the gradient of the mean loss (muon: of a filter)", low=0)
     warmup_epochs: float = option("epochs in which the rate rises from 0 to its peak", low=0)
     momentum: float = option("Nesterov momentum", low=0, below=1)
     weight_decay: float = option("times the weights, added to the gradient of the mean loss", low=0)
     label_smoothing: float = option("share of the target spread evenly over the classes", low=0, below=1)
     dropout: float = option("share of a convolution's outputs set to 0 before batch norm", low=0, below=1)
     pad: int = option("pixels of reflection around an image before the random crop", low=0, high=31)
-    flip: bool = option("mirror half of the training images left to right")
+    flip: str = option("mirror: half of the images; or each in every second epoch", choices=FLIPS)
     cutout: int = option("side of the square of zeros in a training image, pixels; 0: none", low=0, high=32)
-    width: int = option("filters of the first convolution; the others have 2, 4 and 8 times as many", low=1)
+    width: int = option("filters of the first convolution; the others have multiples of it", low=1)
     seed: int = option("of the weights, the order of the images and their augmentation", low=0, below=2**31)
+    network: str = option("name of a network (model.py lists them)")
+    knots: str = option("learning rate as epoch,rate pairs, '0,0 5,0.4 24,0'; '': warm-up and straight down")
+    optimizer: str = option("of the filters; muon takes nesterov for the rest", choices=OPTIMIZERS)
+    rate_inside: bool = option("Nesterov's learning rate inside the accumulator, as in Keras and post 8")
+    bias_factor: float = option("rate of biases and shifts is multiplied, their decay divided by it", low=1)
+    filter_momentum: float = option("muon's momentum of the filters", low=0, below=1)
+    bias_rate: float = option("muon: peak rate of biases and shifts, for the summed loss", low=0)
+    head_rate: float = option("muon: peak rate of the last layer, for the summed loss", low=0)
+    whiten_bias_epochs: float = option("muon: epochs after which the whitening's bias is frozen", low=0)
+    activation: str = option("between the layers", choices=ACTIVATIONS)
+    celu_alpha: float = option("where a CELU levels off, below 0", low=1e-3)
+    pool_first: bool = option("pool before batch norm and activation instead of after them")
+    ghost_groups: int = option("parts of the batch with batch statistics of their own; 0: the batch", low=0)
+    frozen_scales: bool = option("batch norm's scales stay at their start")
+    whiten: bool = option("whitening filters, fitted to the training images, as first convolution")
+    logit_scale: float = option("what the last layer's outputs are multiplied by", low=0)
+    ema_every: int = option("steps between updates of the weights' moving average; 0: none", low=0)
+    ema_keeps: float = option(
+        "share of the average that a step keeps; evaluation uses the average", low=0, below=1
+    )
+    tta: str = option("views of a test image at the end of the run, whose logits are averaged", choices=VIEWS)
     device: str = option("where to train", choices=("auto", "cpu", "gpu", "tpu"))
     tpu: str = option("name or address of a TPU; '': this machine's own")
     precision: str = option("of activations and convolutions", choices=("auto", "float32", "bfloat16"))
@@ -61,6 +90,14 @@ class Settings:
 
 
 NAMES = tuple(item.name for item in fields(Settings))
+# What makes the training; the rest says which of its runs, where and how.
+OF_A_RECIPE = tuple(name for name in NAMES[1 : NAMES.index("device")] if name != "seed")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'did you mean ...?' with the known name that looks most like `name`, or '' if none does."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 def flag(name: str) -> str:
@@ -71,7 +108,8 @@ def flag(name: str) -> str:
 def change(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """`settings` with some values replaced, checked.
 
-    The warm-up keeps its share of the run when the epochs change and it does not.
+    When the epochs change, the warm-up keeps its share of the run unless it is given too, and the knots of
+    the learning rate stretch; when the peak rate changes, their rates do.
 
     Raises:
         UserError: on an unknown name, a value of the wrong type or out of range, or values that do not fit
@@ -79,12 +117,15 @@ def change(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """
     for name in changes:
         if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(NAMES)}"
+            hint = nearest(name, NAMES) or f"known are: {', '.join(NAMES)}"
             raise UserError(f"unknown hyperparameter {name}; {hint}")
     values = {name: _as_declared(name, value) for name, value in changes.items()}
     if "epochs" in values and "warmup_epochs" not in values:
         values["warmup_epochs"] = settings.warmup_epochs * values["epochs"] / settings.epochs
+    if settings.knots and "knots" not in values and {"epochs", "learning_rate"} & values.keys():
+        knots = schedule.parse(settings.knots)
+        rate = values.get("learning_rate", settings.learning_rate) / (knots.peak or 1.0)
+        values["knots"] = str(knots.times(rate, values.get("epochs", settings.epochs) / settings.epochs))
     changed = replace(settings, **values)
     check(changed)
     return changed
@@ -121,6 +162,14 @@ def check(settings: Settings) -> None:
             raise UserError(f"{name} {value} is not below {limits['below']:g}; give less")
         if limits["choices"] and value not in limits["choices"]:
             raise UserError(f"{name} {value!r} is not known; choose from {', '.join(limits['choices'])}")
+    if settings.knots:
+        schedule.parse(settings.knots)
+    groups = settings.ghost_groups
+    if groups and settings.batch_size % groups:
+        near = max(1, round(settings.batch_size / groups)) * groups
+        raise UserError(
+            f"--batch-size {settings.batch_size} is not divisible by --ghost-groups {groups}; try {near}"
+        )
     epochs, warmup = settings.epochs, settings.warmup_epochs
     if warmup >= epochs:
         shorter = f"{0.2 * epochs:g}"
@@ -148,7 +197,6 @@ def parse(defaults: Settings, arguments: Sequence[str], description: str) -> dic
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         flags = [text for item in parser._actions for text in item.option_strings]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"{parser.prog} -h lists the flags"
+        hint = nearest(unknown[0].partition("=")[0], flags) or f"{parser.prog} -h lists the flags"
         raise UserError(f"unknown argument {unknown[0]}; {hint}")
     return vars(known)

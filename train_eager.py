@@ -33,19 +33,24 @@ import tensorflow as tf
 import console
 import data
 import devices
+import model
+import optimizer
 import preflight
+import recipes
 import record
 import schedule
 import settings
 from augment import Augmentation, Shard
+from averaging import WeightAverage
 from errors import UserError
 from evaluation import Counters, Evaluator, count_correct, cross_entropy_sum
-from model import DavidNet, average_statistics
-from optimizer import EpochRate, Nesterov
+from layers import average_statistics
 from pipeline import DevicePipeline, HostPipeline, Pipeline
 
 # fmt: off
 # ---- Hyperparameters: edit here, or give the flag of the same name (--batch-size 256). ---------------------
+# or another name of recipes.py, whose changes then apply to what follows
+RECIPE = "davidnet"  #@param {type:"string"}
 # passes over the training set
 EPOCHS = 24  #@param {type:"integer"}
 # images a step, over all replicas
@@ -64,14 +69,53 @@ LABEL_SMOOTHING = 0.0  #@param {type:"number"}
 DROPOUT = 0.0  #@param {type:"number"}
 # pixels of reflection, before the random 32x32 crop
 PAD = 4  #@param {type:"integer"}
-# mirror half of the training images
-FLIP = True  #@param {type:"boolean"}
+# mirror a random half of the images, or each one in every second epoch
+FLIP = "random"  #@param ["none", "random", "alternating"]
 # side of the square of zeros, pixels
 CUTOUT = 8  #@param {type:"integer"}
 # filters of the first convolution
 WIDTH = 64  #@param {type:"integer"}
 # of weights, order and augmentation
 SEED = 0  #@param {type:"integer"}
+# ---- What other recipes turn on. ---------------------------------------------------------------------------
+# of model.py
+NETWORK = "davidnet"  #@param ["davidnet", "plain", "extra", "dawn", "speednet"] {allow-input: true}
+# epoch,rate pairs like "0,0 5,0.4 24,0"; empty: the warm-up, then straight down
+KNOTS = ""  #@param {type:"string"}
+# of the filters; muon takes nesterov for the rest
+OPTIMIZER = "nesterov"  #@param ["nesterov", "lars", "muon"]
+# learning rate inside Nesterov's accumulator (post 8, Keras) instead of outside
+RATE_INSIDE = False  #@param {type:"boolean"}
+# times the rate of biases and shifts; divides their decay
+BIAS_FACTOR = 1.0  #@param {type:"number"}
+# muon: momentum of the filters
+FILTER_MOMENTUM = 0.6  #@param {type:"number"}
+# muon: peak rate of biases and shifts, for the summed loss
+BIAS_RATE = 0.053  #@param {type:"number"}
+# muon: peak rate of the last layer, for the summed loss
+HEAD_RATE = 0.67  #@param {type:"number"}
+# muon: epochs after which the whitening's bias is frozen
+WHITEN_BIAS_EPOCHS = 3.0  #@param {type:"number"}
+# between the layers
+ACTIVATION = "relu"  #@param ["relu", "celu", "gelu"]
+# where a CELU levels off: at minus this
+CELU_ALPHA = 1.0  #@param {type:"number"}
+# pool before batch norm and activation, not after them
+POOL_FIRST = False  #@param {type:"boolean"}
+# parts of the batch with batch statistics of their own; 0: one
+GHOST_GROUPS = 0  #@param {type:"integer"}
+# batch norm's scales stay at 1
+FROZEN_SCALES = False  #@param {type:"boolean"}
+# whitening filters as first convolution
+WHITEN = False  #@param {type:"boolean"}
+# times the last layer's outputs
+LOGIT_SCALE = 0.125  #@param {type:"number"}
+# steps between updates of the weights' moving average; 0: none
+EMA_EVERY = 0  #@param {type:"integer"}
+# share of that average that a step keeps
+EMA_KEEPS = 0.99  #@param {type:"number"}
+# views of a test image at the end, whose logits are averaged
+TTA = "none"  #@param ["none", "flip", "six"]
 # ---- Where and how: for the speed; the result stays the same to rounding, or to each replica's batch norm. -
 # auto: TPU, else GPU, else CPU
 DEVICE = "auto"  #@param ["auto", "cpu", "gpu", "tpu"]
@@ -109,7 +153,6 @@ PROFILE = ""  #@param {type:"string"}
 # ------------------------------------------------------------------------------------------------------------
 # fmt: on
 
-RECIPE = "davidnet"
 EVALUATION_BATCH = 1000  # images a step; divides CIFAR-10's 10,000
 PROFILED_STEPS = 10
 INTERRUPTED = 130  # exit code after Ctrl-C, as the shell's own
@@ -131,7 +174,7 @@ def train(**changes: Any) -> dict[str, Any]:
         UserError: on a wrong hyperparameter, missing or damaged data, a missing device or an output folder
             that cannot be written. Its message is one line.
     """
-    options = settings.change(constants(), changes)
+    options = settings.change(recipes.resolve(changes.get("recipe", RECIPE), constants()), changes)
     random.seed(options.seed)
     np.random.seed(options.seed)
     tf.random.set_seed(options.seed)
@@ -159,7 +202,7 @@ class Run:
 
     def __init__(self, options: settings.Settings) -> None:
         self.options = options
-        default = Path("runs") / f"{RECIPE}-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        default = Path("runs") / f"{options.recipe}-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         images = data.load(
             options.data or None,
             seed=options.seed,
@@ -174,11 +217,16 @@ class Run:
             raise UserError(
                 f"--batch-size {options.batch_size} is above the {count} training images; lower it"
             )
-        self.schedule = schedule.triangle(options.epochs, options.warmup_epochs, options.learning_rate)
+        self.schedule = (
+            schedule.parse(options.knots)
+            if options.knots
+            else schedule.triangle(options.epochs, options.warmup_epochs, options.learning_rate)
+        )
         self.placement = devices.choose(
             options.device, tpu=options.tpu, logical_devices=options.logical_devices
         )
         devices.check_batch(options.batch_size, self.placement.replicas)
+        devices.check_groups(options.ghost_groups, self.placement.replicas)
         self.precision = devices.choose_precision(options.precision, self.placement.kind)
         self.folder = record.make_folder(options.out, default)
         mean, std = data.mean_std(images.train_images)
@@ -187,9 +235,14 @@ class Run:
         self.jit = options.jit and not options.eager and alone
         with self.placement.strategy.scope(), dtype_policy(self.precision):
             self.model = self._make_model()
-            rate = EpochRate(self.schedule, self.steps_per_epoch, options.batch_size)
-            self.optimizer = Nesterov(rate, options.momentum)
+            sample = images.train_images[: model.whitening_images(self.model)]
+            model.fit_whitening(self.model, data.standardise(sample, mean, std))
+            plans = optimizer.plans(options, self.model.trainable_variables, self.schedule)
+            self.optimizer = optimizer.make(options, plans, self.steps_per_epoch)
             self.optimizer.build(self.model.trainable_variables)
+            # Of the summed loss, and once over all replicas, whose gradients the optimiser adds up.
+            self.decays = [plan.decay * options.batch_size / self.placement.replicas for plan in plans]
+            self.average = self._make_average()
             self.counters = Counters()
             self.pipeline = self._make_pipeline(mean, std)
             self.train_step, self.train_steps = self._make_train_step()
@@ -201,6 +254,7 @@ class Run:
                 mean,
                 std,
                 EVALUATION_BATCH,
+                views=options.tta,
                 jit=self.jit,
             )
 
@@ -209,33 +263,38 @@ class Run:
     def _make_model(self) -> tf.keras.Model:
         options = self.options
         fast = self.placement.kind == "cpu" and self.jit
-        model = DavidNet(
+        fast = fast if options.operations == "auto" else options.operations == "fast"
+        return model.make(
+            options.network,
             len(self.images.classes),
+            model.style_of(options, fast=fast),
             width=options.width,
-            dropout=options.dropout,
-            seed=options.seed,
-            sync_bn=options.sync_bn,
-            fast=fast if options.operations == "auto" else options.operations == "fast",
+            logit_scale=options.logit_scale,
+            whiten=options.whiten,
         )
-        model(tf.zeros([1, *self.images.train_images.shape[1:]]))  # Keras makes the variables in a call
-        return model
+
+    def _make_average(self) -> WeightAverage | None:
+        """The moving average of the weights and running statistics, if the recipe has one."""
+        options = self.options
+        if not options.ema_every:
+            return None
+        return WeightAverage(model.averaged_variables(self.model), options.ema_keeps, options.ema_every)
 
     def _make_pipeline(self, mean: np.ndarray, std: np.ndarray) -> Pipeline:
         options, images = self.options, self.images
         return (HostPipeline if options.pipeline == "host" else DevicePipeline)(
             data.reflect_pad(images.train_images, options.pad),
             images.train_labels,
-            Augmentation(images.train_images.shape[1], options.flip, options.cutout, mean, std),
+            Augmentation(images.train_images.shape[1], options.flip == "random", options.cutout, mean, std),
             options.batch_size,
             options.seed,
+            alternating=options.flip == "alternating",
         )
 
     def _make_train_step(self) -> tuple[Any, Any]:
-        model, optimizer, pipeline, counters = self.model, self.optimizer, self.pipeline, self.counters
-        strategy, weights = self.placement.strategy, self.model.trainable_variables
-        replicas = strategy.num_replicas_in_sync
-        # Of the summed loss, and once over all replicas, whose gradients the optimiser adds up.
-        decay = self.options.weight_decay * self.options.batch_size / replicas
+        network, optimizer, pipeline, counters = self.model, self.optimizer, self.pipeline, self.counters
+        strategy, weights, decays = self.placement.strategy, self.model.trainable_variables, self.decays
+        replicas, average = strategy.num_replicas_in_sync, self.average
         smoothing = self.options.label_smoothing
 
         @tf.function(jit_compile=self.jit)
@@ -243,12 +302,17 @@ class Run:
             shard = Shard(tf.distribute.get_replica_context().replica_id_in_sync_group, replicas)
             images, labels = pipeline.decode(first, second, shard)  # (b, 32, 32, 3), (b,)
             with tf.GradientTape() as tape:
-                logits = model(images, training=True)  # (b, classes)
+                logits = network(images, training=True)  # (b, classes)
                 loss_sum = cross_entropy_sum(logits, labels, smoothing)
             gradients = tape.gradient(loss_sum, weights)
             # A new list: `g += decay * w` in a loop would rebind a name, and the decay would never happen.
-            gradients = [g + decay * tf.convert_to_tensor(w) for g, w in zip(gradients, weights, strict=True)]
+            gradients = [
+                g + decay * tf.convert_to_tensor(w)
+                for g, w, decay in zip(gradients, weights, decays, strict=True)
+            ]
             optimizer.apply(gradients, weights)
+            if average is not None:
+                average.update(optimizer.iterations)
             counters.add(loss_sum, count_correct(logits, labels))
 
         @tf.function
@@ -275,6 +339,7 @@ class Run:
         console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now\n\n{console.heading()}")
         self.data_sha256 = self.images.sha256()  # once: it reads the whole set
         self.rows: list[dict[str, Any]] = []
+        self.tta_accuracy: float | None = None
         self.train_seconds, self.started = 0.0, time.perf_counter()
         last = options.stop_after or options.epochs
         for epoch in range(1, last + 1):
@@ -283,7 +348,8 @@ class Run:
             result = self._result(finished=epoch == last)
             record.write_result(self.folder, result)
         ending = "" if last == options.epochs else f" after {last} of the schedule's {options.epochs} epochs"
-        console.say(f"\n{self._set_name()} accuracy {result['test_accuracy']:.4f}{ending}")
+        views = f", {result['test_accuracy_tta']:.4f} over {options.tta} views" if self.tta_accuracy else ""
+        console.say(f"\n{self._set_name()} accuracy {result['test_accuracy']:.4f}{views}{ending}")
         console.say(f"wrote {self.folder / 'result.json'} and dawnbench.tsv")
         return result
 
@@ -307,7 +373,10 @@ class Run:
         self.train_seconds += seconds
         if self.placement.replicas > 1:
             self.average_statistics()
-        test_loss, test_accuracy = self.evaluate()
+        with self._averaged():
+            test_loss, test_accuracy = self.evaluate()
+            if epoch == last and options.tta != "none":
+                self.tta_accuracy = self.evaluate.views()
         seen = self.steps_per_epoch * images_a_step
         values = {
             "epoch": epoch,
@@ -327,6 +396,17 @@ class Run:
             )
         return values
 
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Within it, the network has its averaged weights, if the recipe has them."""
+        if self.average is not None:
+            self.average.swap()
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.swap()
+
     def _call(self, source: Any, first: int, count: int, *, profile: bool) -> None:
         if profile and first == 0:
             tf.profiler.experimental.start(self.options.profile)
@@ -340,10 +420,13 @@ class Run:
     def _warm_up(self) -> float:
         """Compiles by training one step and evaluating once, then undoes the step. Returns the seconds."""
         start = time.perf_counter()
-        variables = [*self.model.variables, *self.optimizer.variables]
+        averages = self.average.averages if self.average else []
+        variables = [*self.model.variables, *self.optimizer.variables, *averages]
         before = [tf.identity(tf.convert_to_tensor(variable)) for variable in variables]
         self.train_steps(self.pipeline.open(0), tf.constant(0), tf.constant(1))
         self.evaluate()
+        if self.options.tta != "none":
+            self.evaluate.views()
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
         self.counters.reset()
@@ -357,19 +440,24 @@ class Run:
 
     def _header(self) -> dict[str, str]:
         images, options = self.images, self.options
-        parameters = sum(int(np.prod(weight.shape)) for weight in self.model.trainable_variables)
         count = self.placement.replicas
         return {
-            "recipe": f"{RECIPE}, {options.epochs} epochs, batch {options.batch_size}, seed {options.seed}",
+            "recipe": f"{options.recipe}, {options.epochs} epochs, batch {options.batch_size}, seed {options.seed}",
             "data": f"{images.source}: {len(images.train_labels):,} training images, "
             f"{len(images.test_labels):,} {self._set_name()} images",
-            "network": f"DavidNet, {parameters:,} parameters",
+            "network": f"{model.NETWORKS[options.network].about}, {model.parameters(self.model):,} parameters",
+            "beside davidnet": self._differences(),
             "device": f"{self.placement.kind} ({self.placement.reason}), {count} replica{'s' * (count > 1)}, "
             f"{self.precision}, {'XLA' if self.jit or self.placement.kind == 'tpu' else 'no XLA'}",
             "versions": ", ".join(f"{name} {version}" for name, version in record.versions().items()),
             "timed": "train s: training alone; total s: evaluation too; neither loading nor compiling",
             "results": str(self.folder),
         }
+
+    def _differences(self) -> str:
+        """What differs from the recipe davidnet in the network and its training."""
+        found = recipes.differences(constants(), self.options)
+        return ", ".join(f"{name} {value}" for name, (_, value) in found.items()) or "nothing differs"
 
     def _say_how_long(self, step_seconds: float, last: int) -> None:
         total = step_seconds * self.steps_per_epoch * last
@@ -386,7 +474,7 @@ class Run:
         ]
         seen = len(rows) * self.steps_per_epoch * self.options.batch_size
         return {
-            "recipe": RECIPE,
+            "recipe": self.options.recipe,
             "seed": self.options.seed,
             "finished": finished,
             "hyperparameters": {
@@ -405,7 +493,7 @@ class Run:
             "replicas": self.placement.replicas,
             "epochs": rows,
             "test_accuracy": rows[-1]["test_accuracy"],
-            "test_accuracy_tta": None,
+            "test_accuracy_tta": self.tta_accuracy,
             "train_seconds": self.train_seconds,
             "total_seconds": rows[-1]["total_seconds"],
             "compile_seconds": self.compile_seconds,

@@ -139,3 +139,32 @@ def test_both_pipelines_give_the_same_batches_and_keep_labels_with_images():
                 )
             np.testing.assert_array_equal(batches[0][0], batches[1][0])
             np.testing.assert_array_equal(batches[0][1], batches[1][1])
+
+
+def test_alternating_flips_show_each_image_both_ways_in_any_two_epochs():
+    order = augment.epoch_order(3, 1, 1000, 100)
+    first, second, third = (augment.alternate(order, 3, epoch) < 0 for epoch in (1, 2, 3))
+    np.testing.assert_array_equal(first, ~second)
+    np.testing.assert_array_equal(first, third)
+    assert 0.45 < first.mean() < 0.55
+    assert (augment.alternate(order, 4, 1) < 0).tolist() != first.tolist()
+    # The image decides, not its place in the order.
+    other = augment.epoch_order(3, 5, 1000, 100)
+    turned = {int(image): bool(flag) for image, flag in zip(order.ravel(), first.ravel(), strict=True)}
+    again = augment.alternate(other, 3, 5) < 0
+    assert all(turned[int(image)] == flag for image, flag in zip(other.ravel(), again.ravel(), strict=True))
+
+
+@pytest.mark.parametrize("kind", [pipeline.HostPipeline, pipeline.DevicePipeline])
+def test_a_pipeline_mirrors_the_images_whose_turn_it_is(kind):
+    images = np.random.default_rng(8).integers(0, 256, (12, 32, 32, 3)).astype(np.uint8)
+    plain = augment.Augmentation(32, False, 0, np.zeros(3), np.full(3, 1 / 255))
+    source = kind(images, np.arange(12, dtype=np.int32), plain, 6, 3, alternating=True)
+    for epoch in (1, 2):
+        flags = augment.alternate(np.arange(12, dtype=np.int32), 3, epoch) < 0
+        opened = source.open(epoch)
+        for step in range(2):
+            batch, labels = source.decode(*source.take(opened, tf.constant(step)))
+            for image, label in zip(batch.numpy(), labels.numpy(), strict=True):
+                expected = images[label][:, ::-1] if flags[label] else images[label]
+                np.testing.assert_allclose(image, expected, rtol=1e-5)

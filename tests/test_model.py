@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import layers
 import model
+from layers import Style
 
 
 def conv(images, kernel):
@@ -48,7 +50,7 @@ def davidnet(net, images, training):
 
 
 def narrow(**options):
-    net = model.DavidNet(width=4, seed=3, **options)
+    net = model.DavidNet(10, Style(seed=3, **options), width=4)
     net(tf.zeros([1, 32, 32, 3]))
     generator = np.random.default_rng(1)
     for weight in net.weights:  # so that no scale is 1, no shift 0 and no running average fresh
@@ -75,7 +77,7 @@ def test_it_has_the_published_number_of_parameters_and_shapes():
 
 
 def test_initial_weights_are_pytorchs_uniform():
-    net = model.DavidNet(seed=5)
+    net = model.DavidNet(10, Style(seed=5))
     net(tf.zeros([1, 32, 32, 3]))
     for weight in net.trainable_variables:
         values, name = weight.numpy(), weight.path.rpartition("/")[2]
@@ -90,7 +92,7 @@ def test_initial_weights_are_pytorchs_uniform():
 
 def test_the_seed_decides_the_weights_and_no_two_layers_share_them():
     def kernels(seed):
-        net = model.DavidNet(width=4, seed=seed)
+        net = model.DavidNet(10, Style(seed=seed), width=4)
         net(tf.zeros([1, 32, 32, 3]))
         return [weight.numpy() for weight in net.trainable_variables if weight.path.endswith("kernel")]
 
@@ -102,7 +104,7 @@ def test_the_seed_decides_the_weights_and_no_two_layers_share_them():
 
 
 def test_running_statistics_keep_nine_tenths_and_an_unbiased_variance():
-    norm = model.BatchNorm()
+    norm = layers.BatchNorm(Style(), layers.Uniform(0, 0))
     images = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype(np.float32) * 2 + 5
     norm(images, training=True)
     flat = images.reshape(-1, 2).astype(np.float64)
@@ -121,7 +123,7 @@ def test_dropout_zeroes_its_share_in_training_only_and_differs_between_layers():
 
 
 def test_every_variable_is_checkpointed(tmp_path):
-    net, other = narrow(), model.DavidNet(width=4, seed=9)
+    net, other = narrow(), model.DavidNet(10, Style(seed=9), width=4)
     other(tf.zeros([1, 32, 32, 3]))
     tf.train.Checkpoint(net).write(str(tmp_path / "net"))
     tf.train.Checkpoint(other).read(str(tmp_path / "net")).assert_consumed()

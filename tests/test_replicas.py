@@ -15,7 +15,7 @@ TRAIN = """
 import json, sys
 import numpy as np, tensorflow as tf
 import settings, train_eager
-from model import average_statistics
+from layers import average_statistics
 options = json.loads(sys.argv[1])
 run = train_eager.Run(settings.change(train_eager.constants(), options))
 losses, source = [], None

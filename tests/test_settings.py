@@ -31,7 +31,7 @@ def test_the_defaults_are_davidnets():
         8,
         64,
     )
-    assert values.flip and values.dropout == values.label_smoothing == 0
+    assert values.flip == "random" and values.dropout == values.label_smoothing == 0
 
 
 def test_editing_a_constant_changes_the_run(monkeypatch):
@@ -42,9 +42,9 @@ def test_editing_a_constant_changes_the_run(monkeypatch):
 
 def test_flags_are_parsed_with_their_types():
     found = settings.parse(
-        train_eager.constants(), ["--epochs", "3", "--learning-rate=.2", "--no-flip", "--data", "x"], ""
+        train_eager.constants(), ["--epochs", "3", "--learning-rate=.2", "--no-jit", "--data", "x"], ""
     )
-    assert found == {"epochs": 3, "learning_rate": 0.2, "flip": False, "data": "x"}
+    assert found == {"epochs": 3, "learning_rate": 0.2, "jit": False, "data": "x"}
 
 
 def test_the_warm_up_keeps_its_share_unless_given():
@@ -97,7 +97,7 @@ def test_a_bad_input_gets_one_line_and_exit_2(flags, words, capsys, tmp_path, mo
         ({"epoch": 3}, "did you mean epochs"),
         ({"epochs": 2.5}, "no int"),
         ({"epochs": True}, "no int"),
-        ({"flip": 1}, "no bool"),
+        ({"jit": 1}, "no bool"),
         ({"learning_rate": "0.1"}, "no float"),
     ],
 )
@@ -113,7 +113,7 @@ def test_help_shows_every_flag_with_its_default(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for item in dataclasses.fields(settings.Settings):
         assert settings.flag(item.name) in shown
-    assert "peak rate, for the gradient of the mean loss (default: 0.4)" in shown
+    assert "peak rate, for the gradient of the mean loss (muon: of a filter) (default: 0.4)" in shown
 
 
 def test_importing_does_no_work():

@@ -30,7 +30,7 @@ def train_steps(run, epoch, count):
 
 def test_two_updates_are_facts_and_the_decay_reaches_every_variable(short):
     """a <- mu a + (g + lambda w); w <- w - eta (g + lambda w + mu a), both for the summed loss."""
-    run = make_run(short, epochs=24, pad=0, cutout=0, flip=False, weight_decay=0.1, operations="plain")
+    run = make_run(short, epochs=24, pad=0, cutout=0, flip="none", weight_decay=0.1, operations="plain")
     batch, steps = 16, 5
     weights, velocity = [w.astype(np.float64) for w in weights_of(run)], [0.0] * 25
     order = [run.pipeline._plan(1)[0].numpy()[k] for k in range(2)]
@@ -50,7 +50,7 @@ def test_two_updates_are_facts_and_the_decay_reaches_every_variable(short):
             decayed = gradient + 0.1 * batch * weights[index]
             velocity[index] = 0.9 * velocity[index] + decayed
             weights[index] = weights[index] - rate * (decayed + 0.9 * velocity[index])
-    fresh = make_run(short, epochs=24, pad=0, cutout=0, flip=False, weight_decay=0.1, out=short["out"] + "2")
+    fresh = make_run(short, epochs=24, pad=0, cutout=0, flip="none", weight_decay=0.1, out=short["out"] + "2")
     train_steps(fresh, 1, 2)
     for value, expected in zip(weights_of(fresh), weights, strict=True):
         np.testing.assert_allclose(value, expected, atol=2e-5 * np.abs(expected).max())
