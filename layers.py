@@ -108,8 +108,8 @@ class Conv(tf.keras.layers.Layer):
     Args:
         filters: number of output channels.
         initializer: of the kernel (size, size, C, filters).
-        size: of the window, odd.
-        stride: of the window; divides H and W.
+        size: of the window, 1 or 3.
+        stride: of the window, 1 or 2; divides H and W.
         fast: use the forms of ops.py.
     """
 
@@ -128,11 +128,9 @@ class Conv(tf.keras.layers.Layer):
         kernel = tf.convert_to_tensor(self.kernel)
         if self.size == 1:
             return ops.conv1x1(images, kernel, self.stride, fast=self.fast)
-        if self.size == 3 and self.stride == 1:
+        if self.stride == 1:
             return ops.conv3x3(images, kernel, fast=self.fast)
-        # 'SAME' would pad below and to the right only where the stride is 2; PyTorch pads all around.
-        around = [self.size // 2] * 2
-        return tf.nn.conv2d(images, kernel, self.stride, [[0, 0], around, around, [0, 0]])
+        return ops.conv3x3_stride2(images, kernel, fast=self.fast)
 
 
 def whitening_filters(

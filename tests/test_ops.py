@@ -122,3 +122,29 @@ def test_batch_norm_and_its_gradient(shape, offset, fast, jit):
     flat = images.reshape(-1, channels).astype(np.float64)
     np.testing.assert_allclose(mean, flat.mean(0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(variance, flat.var(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "size", "shape"), [("conv1x1", 1, (2, 8, 6, 5)), ("conv3x3_stride2", 3, (2, 8, 6, 5))]
+)
+@pytest.mark.parametrize("jit", [False, True])
+def test_convolutions_as_matrix_products_and_their_gradients(function, size, shape, jit):
+    generator = np.random.default_rng(size)
+    images = generator.standard_normal(shape).astype(np.float32)
+    filters = generator.standard_normal((size, size, 5, 7)).astype(np.float32)
+    upstream = generator.standard_normal((2, 4, 3, 7)).astype(np.float32)
+    around = [[0, 0], [size // 2] * 2, [size // 2] * 2, [0, 0]]
+    others = (2,) if function == "conv1x1" else ()
+
+    @tf.function(jit_compile=jit)
+    def ours(x, w):
+        return gradients(lambda x, w: getattr(ops, function)(x, w, *others, fast=True), upstream, x, w)
+
+    output, found = ours(images, filters)
+    reference, expected = gradients(
+        lambda x, w: tf.nn.conv2d(x, w, 2, around), upstream.astype(np.float64),
+        images.astype(np.float64), filters.astype(np.float64),
+    )  # fmt: skip
+    assert relative(output, reference) < 1e-5
+    for value, known in zip(found, expected, strict=True):
+        assert relative(value, known) < 1e-5
