@@ -44,7 +44,9 @@ class Settings:
     seed: int = option("of the weights, the order of the images and their augmentation", low=0, below=2**31)
     device: str = option("where to train", choices=("auto", "cpu", "gpu", "tpu"))
     tpu: str = option("name or address of a TPU; '': this machine's own")
-    precision: str = option("of activations and convolutions", choices=("auto", "float32", "bfloat16"))
+    precision: str = option(
+        "of activations and convolutions", choices=("auto", "float32", "bfloat16", "float16")
+    )
     pipeline: str = option("who makes the batches", choices=("auto", "host", "device"))
     operations: str = option("form of pools, batch norms, convolutions", choices=("auto", "plain", "fast"))
     sync_bn: bool = option("batch statistics over all replicas instead of each one's own")

@@ -40,6 +40,7 @@ import settings
 from augment import Augmentation, Shard
 from errors import UserError
 from evaluation import Counters, Evaluator, count_correct, cross_entropy_sum
+from finite import BadSteps, LossScale, finite_on_all
 from model import DavidNet, average_statistics
 from optimizer import EpochRate, Nesterov
 from pipeline import DevicePipeline, HostPipeline, Pipeline
@@ -77,8 +78,8 @@ SEED = 0  #@param {type:"integer"}
 DEVICE = "auto"  #@param ["auto", "cpu", "gpu", "tpu"]
 # name or address; empty: this machine's own
 TPU = ""  #@param {type:"string"}
-# auto: float32 on a CPU, bfloat16 on TPUs and GPUs since Ampere
-PRECISION = "auto"  #@param ["auto", "float32", "bfloat16"]
+# auto: float32 on a CPU, bfloat16 on TPUs and GPUs since Ampere, float16 on older ones
+PRECISION = "auto"  #@param ["auto", "float32", "bfloat16", "float16"]
 # who makes the batches; auto: the device, measured faster on a CPU too
 PIPELINE = "auto"  #@param ["auto", "host", "device"]
 # of ops.py; auto: the fast forms on a CPU under XLA, else the plain ones
@@ -112,6 +113,7 @@ PROFILE = ""  #@param {type:"string"}
 RECIPE = "davidnet"
 EVALUATION_BATCH = 1000  # images a step; divides CIFAR-10's 10,000
 PROFILED_STEPS = 10
+NOT_FINITE = 3  # exit code
 INTERRUPTED = 130  # exit code after Ctrl-C, as the shell's own
 
 
@@ -188,9 +190,11 @@ class Run:
         with self.placement.strategy.scope(), dtype_policy(self.precision):
             self.model = self._make_model()
             rate = EpochRate(self.schedule, self.steps_per_epoch, options.batch_size)
-            self.optimizer = Nesterov(rate, options.momentum)
+            self.optimizer: tf.keras.optimizers.Optimizer = Nesterov(rate, options.momentum)
+            if self.precision == "float16":
+                self.optimizer = LossScale(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
-            self.counters = Counters()
+            self.counters, self.bad_steps = Counters(), BadSteps()
             self.pipeline = self._make_pipeline(mean, std)
             self.train_step, self.train_steps = self._make_train_step()
             self.evaluate = Evaluator(
@@ -231,7 +235,8 @@ class Run:
         )
 
     def _make_train_step(self) -> tuple[Any, Any]:
-        model, optimizer, pipeline, counters = self.model, self.optimizer, self.pipeline, self.counters
+        model, optimizer, pipeline = self.model, self.optimizer, self.pipeline
+        counters, bad_steps = self.counters, self.bad_steps
         strategy, weights = self.placement.strategy, self.model.trainable_variables
         replicas = strategy.num_replicas_in_sync
         # Of the summed loss, and once over all replicas, whose gradients the optimiser adds up.
@@ -245,9 +250,14 @@ class Run:
             with tf.GradientTape() as tape:
                 logits = model(images, training=True)  # (b, classes)
                 loss_sum = cross_entropy_sum(logits, labels, smoothing)
-            gradients = tape.gradient(loss_sum, weights)
+                scaled_loss = optimizer.scale_loss(loss_sum)  # in float16; else it is the same
+            gradients = tape.gradient(scaled_loss, weights)
+            bad_steps.add(finite_on_all(gradients))
+            scaled_decay = optimizer.scale_loss(decay)
             # A new list: `g += decay * w` in a loop would rebind a name, and the decay would never happen.
-            gradients = [g + decay * tf.convert_to_tensor(w) for g, w in zip(gradients, weights, strict=True)]
+            gradients = [
+                g + scaled_decay * tf.convert_to_tensor(w) for g, w in zip(gradients, weights, strict=True)
+            ]
             optimizer.apply(gradients, weights)
             counters.add(loss_sum, count_correct(logits, labels))
 
@@ -292,6 +302,7 @@ class Run:
         options, images_a_step = self.options, self.options.batch_size
         a_call = 1 if self.placement.kind == "cpu" else 10  # steps; on an accelerator a call costs more
         self.counters.reset()
+        self.bad_steps.reset()
         start = time.perf_counter()
         source = self.pipeline.open(epoch)
         bar = console.EpochBar(epoch, last, self.steps_per_epoch * images_a_step)
@@ -319,13 +330,28 @@ class Run:
             "train_seconds": seconds,
             "total_seconds": time.perf_counter() - self.started,
         }
-        if not np.isfinite([values["train_loss"], test_loss]).all():
-            raise UserError(
-                f"the loss is not finite in epoch {epoch} at learning rate {values['learning_rate']:.4g}; "
-                "try a lower --learning-rate or a longer --warmup-epochs",
-                exit_code=3,
-            )
+        self._check_finite(values)
         return values
+
+    def _check_finite(self, values: dict[str, Any]) -> None:
+        """Ends the run if an epoch's losses or gradients are not finite; float16 may skip some steps."""
+        epoch, steps = values["epoch"], self.steps_per_epoch
+        bad, first = self.bad_steps.fetch()
+        finite = bool(np.isfinite([values["train_loss"], values["test_loss"]]).all())
+        if finite and bad and self.precision == "float16":
+            overflow = f"float16 overflowed in {bad} of {steps} steps of epoch {epoch}"
+            if bad == steps:
+                raise UserError(f"{overflow}; try --precision float32", exit_code=NOT_FINITE)
+            console.say(f"note: {overflow}; they were skipped")
+        elif bad or not finite:
+            step = first or steps
+            what = "gradient" if bad else "loss"
+            raise UserError(
+                f"the {what} is not finite in epoch {epoch}, step {step} of {steps}, at learning rate "
+                f"{float(self.schedule(epoch - 1 + step / steps)):.4g}; try a lower --learning-rate or a "
+                "longer --warmup-epochs",
+                exit_code=NOT_FINITE,
+            )
 
     def _call(self, source: Any, first: int, count: int, *, profile: bool) -> None:
         if profile and first == 0:
@@ -347,6 +373,7 @@ class Run:
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
         self.counters.reset()
+        self.bad_steps.reset()
         return time.perf_counter() - start
 
     # ---- what it says --------------------------------------------------------------------------------------

@@ -64,9 +64,9 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
         ("cpu", [], "float32"),
         ("tpu", [], "bfloat16"),
         ("gpu", [(8, 0), (9, 0)], "bfloat16"),
-        ("gpu", [(8, 0), (7, 5)], "float32"),  # the oldest decides
-        ("gpu", [(7, 0)], "float32"),
-        ("gpu", [(5, 2)], "float32"),
+        ("gpu", [(8, 0), (7, 5)], "float16"),  # the oldest decides
+        ("gpu", [(7, 0)], "float16"),
+        ("gpu", [(7, 5), (0, 0)], "float32"),  # one is not known
         ("gpu", [(0, 0)], "float32"),  # not known
         ("gpu", [], "float32"),
     ],
