@@ -22,7 +22,7 @@ import preflight
 from errors import Parser, UserError
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 BFLOAT16_FROM = (8, 0)  # compute capability: Ampere, the first with bfloat16 tensor cores
 # What TensorFlow raises where a TPU is missing: its own errors, and those of the search for one by name.
 _TPU_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, OSError, ImportError)
@@ -226,7 +226,7 @@ def check_tf_config(text: str) -> bool:
 def choose_precision(precision: str, kind: str) -> str:
     """`precision`, with auto resolved: float32 on CPUs, bfloat16 on TPUs and on GPUs of capability 8 or more.
 
-    Older GPUs, and those whose capability is not known, get float32: float16 would need loss scaling.
+    Older GPUs get float16, with loss scaling (finite.py); those whose capability is not known, float32.
     """
     if precision != "auto":
         return precision
@@ -239,7 +239,9 @@ def auto_precision(kind: str, capabilities: list[tuple[int, int]]) -> str:
     if kind == "tpu":
         return "bfloat16"
     oldest = min(capabilities, default=(0, 0))
-    return "bfloat16" if kind == "gpu" and oldest >= BFLOAT16_FROM else "float32"
+    if kind != "gpu" or oldest == (0, 0):
+        return "float32"
+    return "bfloat16" if oldest >= BFLOAT16_FROM else "float16"
 
 
 def check_batch(batch_size: int, replicas: int) -> None:

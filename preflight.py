@@ -18,6 +18,10 @@ PACKAGES = ("tensorflow", "tensorflow-tpu", "keras", "numpy", "nvidia-cudnn-cu12
 # gone with 9.24 (aws/deep-learning-containers, pull requests 6417 and 6418).
 CUDNN_FLOOR = (9, 24)
 CUDNN_FAILS_FROM = (2, 21)  # the TensorFlow that needs it
+# PCI vendor Google and the ids of its chips v2/v3 to TPU7x (jax/_src/hardware_utils.py, 0.10.2). The vendor
+# alone would not do: Google's virtual network cards have it too.
+TPU_VENDOR = "0x1ae0"
+TPU_CHIPS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 LIBTPU = "0.0.14"  # as in requirements-tpu.txt, where the reason is
 
 
@@ -55,13 +59,28 @@ def has_nvidia() -> bool:
     return bool(glob.glob("/dev/nvidia[0-9]*")) or os.path.exists("/proc/driver/nvidia/version")
 
 
-def has_tpu() -> bool:
-    """Whether this is a TPU machine: a chip's device file (v4 and older), or the variables of its image.
+def has_tpu(root: str = "/") -> bool:
+    """Whether this is a TPU machine: a chip's device file, or the variables of its image.
 
-    Untested on a TPU. /dev/vfio, where newer chips are, also serves other devices and tells nothing.
+    Chips up to v4 are /dev/accel*. Newer ones are /dev/vfio/*, which serves other devices as well, so one of
+    them counts where PCI shows a TPU. Untested on a TPU. `root` is where /dev and /sys are.
     """
     variables = ("TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR", "COLAB_TPU_1VM")
-    return bool(glob.glob("/dev/accel[0-9]*")) or any(name in os.environ for name in variables)
+    if any(name in os.environ for name in variables) or glob.glob(f"{root}/dev/accel[0-9]*"):
+        return True
+    return bool(glob.glob(f"{root}/dev/vfio/[0-9]*")) and any(
+        _id(device, "vendor") == TPU_VENDOR and _id(device, "device") in TPU_CHIPS
+        for device in glob.glob(f"{root}/sys/bus/pci/devices/*")
+    )
+
+
+def _id(device: str, name: str) -> str:
+    """A PCI device's id as Linux shows it, "0x1ae0"; "" where it cannot be read."""
+    try:
+        with open(os.path.join(device, name), encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def gather() -> Facts:

@@ -73,7 +73,9 @@ class Settings:
     tta: str = option("views of a test image at the end of the run, whose logits are averaged", choices=VIEWS)
     device: str = option("where to train", choices=("auto", "cpu", "gpu", "tpu"))
     tpu: str = option("name or address of a TPU; '': this machine's own")
-    precision: str = option("of activations and convolutions", choices=("auto", "float32", "bfloat16"))
+    precision: str = option(
+        "of activations and convolutions", choices=("auto", "float32", "bfloat16", "float16")
+    )
     pipeline: str = option("who makes the batches", choices=("auto", "host", "device"))
     operations: str = option("form of pools, batch norms, convolutions", choices=("auto", "plain", "fast"))
     sync_bn: bool = option("batch statistics over all replicas instead of each one's own")

@@ -44,6 +44,7 @@ from augment import Augmentation, Shard
 from averaging import WeightAverage
 from errors import UserError
 from evaluation import Counters, Evaluator, count_correct, cross_entropy_sum
+from finite import BadSteps, LossScale, finite_on_all
 from layers import average_statistics
 from pipeline import DevicePipeline, HostPipeline, Pipeline
 
@@ -121,8 +122,8 @@ TTA = "none"  #@param ["none", "flip", "six"]
 DEVICE = "auto"  #@param ["auto", "cpu", "gpu", "tpu"]
 # name or address; empty: this machine's own
 TPU = ""  #@param {type:"string"}
-# auto: float32 on a CPU, bfloat16 on TPUs and GPUs since Ampere
-PRECISION = "auto"  #@param ["auto", "float32", "bfloat16"]
+# auto: float32 on a CPU, bfloat16 on TPUs and GPUs since Ampere, float16 on older ones
+PRECISION = "auto"  #@param ["auto", "float32", "bfloat16", "float16"]
 # who makes the batches; auto: the device, measured faster on a CPU too
 PIPELINE = "auto"  #@param ["auto", "host", "device"]
 # of ops.py; auto: the fast forms on a CPU under XLA, else the plain ones
@@ -155,6 +156,7 @@ PROFILE = ""  #@param {type:"string"}
 
 EVALUATION_BATCH = 1000  # images a step; divides CIFAR-10's 10,000
 PROFILED_STEPS = 10
+NOT_FINITE = 3  # exit code
 INTERRUPTED = 130  # exit code after Ctrl-C, as the shell's own
 
 
@@ -239,11 +241,13 @@ class Run:
             model.fit_whitening(self.model, data.standardise(sample, mean, std))
             plans = optimizer.plans(options, self.model.trainable_variables, self.schedule)
             self.optimizer = optimizer.make(options, plans, self.steps_per_epoch)
+            if self.precision == "float16":
+                self.optimizer = LossScale(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
             # Of the summed loss, and once over all replicas, whose gradients the optimiser adds up.
             self.decays = [plan.decay * options.batch_size / self.placement.replicas for plan in plans]
             self.average = self._make_average()
-            self.counters = Counters()
+            self.counters, self.bad_steps = Counters(), BadSteps()
             self.pipeline = self._make_pipeline(mean, std)
             self.train_step, self.train_steps = self._make_train_step()
             self.evaluate = Evaluator(
@@ -292,9 +296,10 @@ class Run:
         )
 
     def _make_train_step(self) -> tuple[Any, Any]:
-        network, optimizer, pipeline, counters = self.model, self.optimizer, self.pipeline, self.counters
+        network, optimizer, pipeline = self.model, self.optimizer, self.pipeline
+        counters, bad_steps, average = self.counters, self.bad_steps, self.average
         strategy, weights, decays = self.placement.strategy, self.model.trainable_variables, self.decays
-        replicas, average = strategy.num_replicas_in_sync, self.average
+        replicas = strategy.num_replicas_in_sync
         smoothing = self.options.label_smoothing
 
         @tf.function(jit_compile=self.jit)
@@ -304,10 +309,12 @@ class Run:
             with tf.GradientTape() as tape:
                 logits = network(images, training=True)  # (b, classes)
                 loss_sum = cross_entropy_sum(logits, labels, smoothing)
-            gradients = tape.gradient(loss_sum, weights)
+                scaled_loss = optimizer.scale_loss(loss_sum)  # in float16; else it is the same
+            gradients = tape.gradient(scaled_loss, weights)
+            bad_steps.add(finite_on_all(gradients))
             # A new list: `g += decay * w` in a loop would rebind a name, and the decay would never happen.
             gradients = [
-                g + decay * tf.convert_to_tensor(w)
+                g + optimizer.scale_loss(decay) * tf.convert_to_tensor(w)
                 for g, w, decay in zip(gradients, weights, decays, strict=True)
             ]
             optimizer.apply(gradients, weights)
@@ -358,6 +365,7 @@ class Run:
         options, images_a_step = self.options, self.options.batch_size
         a_call = 1 if self.placement.kind == "cpu" else 10  # steps; on an accelerator a call costs more
         self.counters.reset()
+        self.bad_steps.reset()
         start = time.perf_counter()
         source = self.pipeline.open(epoch)
         bar = console.EpochBar(epoch, last, self.steps_per_epoch * images_a_step)
@@ -388,12 +396,7 @@ class Run:
             "train_seconds": seconds,
             "total_seconds": time.perf_counter() - self.started,
         }
-        if not np.isfinite([values["train_loss"], test_loss]).all():
-            raise UserError(
-                f"the loss is not finite in epoch {epoch} at learning rate {values['learning_rate']:.4g}; "
-                "try a lower --learning-rate or a longer --warmup-epochs",
-                exit_code=3,
-            )
+        self._check_finite(values)
         return values
 
     @contextlib.contextmanager
@@ -406,6 +409,26 @@ class Run:
         finally:
             if self.average is not None:
                 self.average.swap()
+
+    def _check_finite(self, values: dict[str, Any]) -> None:
+        """Ends the run if an epoch's losses or gradients are not finite; float16 may skip some steps."""
+        epoch, steps = values["epoch"], self.steps_per_epoch
+        bad, first = self.bad_steps.fetch()
+        finite = bool(np.isfinite([values["train_loss"], values["test_loss"]]).all())
+        if finite and bad and self.precision == "float16":
+            overflow = f"float16 overflowed in {bad} of {steps} steps of epoch {epoch}"
+            if bad == steps:
+                raise UserError(f"{overflow}; try --precision float32", exit_code=NOT_FINITE)
+            console.say(f"note: {overflow}; they were skipped")
+        elif bad or not finite:
+            step = first or steps
+            what = "gradient" if bad else "loss"
+            raise UserError(
+                f"the {what} is not finite in epoch {epoch}, step {step} of {steps}, at learning rate "
+                f"{float(self.schedule(epoch - 1 + step / steps)):.4g}; try a lower --learning-rate or a "
+                "longer --warmup-epochs",
+                exit_code=NOT_FINITE,
+            )
 
     def _call(self, source: Any, first: int, count: int, *, profile: bool) -> None:
         if profile and first == 0:
@@ -430,6 +453,7 @@ class Run:
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
         self.counters.reset()
+        self.bad_steps.reset()
         return time.perf_counter() - start
 
     # ---- what it says --------------------------------------------------------------------------------------

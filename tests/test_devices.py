@@ -64,9 +64,9 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
         ("cpu", [], "float32"),
         ("tpu", [], "bfloat16"),
         ("gpu", [(8, 0), (9, 0)], "bfloat16"),
-        ("gpu", [(8, 0), (7, 5)], "float32"),  # the oldest decides
-        ("gpu", [(7, 0)], "float32"),
-        ("gpu", [(5, 2)], "float32"),
+        ("gpu", [(8, 0), (7, 5)], "float16"),  # the oldest decides
+        ("gpu", [(7, 0)], "float16"),
+        ("gpu", [(7, 5), (0, 0)], "float32"),  # one is not known
         ("gpu", [(0, 0)], "float32"),  # not known
         ("gpu", [], "float32"),
     ],
@@ -282,6 +282,37 @@ def test_kernels_fit_their_own_generation_and_newer_drivers(capability, fits):
 
 def test_the_batch_is_among_the_findings():
     assert "try 496 or 504" in finding(Facts(PLAIN, gpus=(H100,)), "gpu", batch_size=500, replicas=8)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, False),
+        ({"dev/accel0": ""}, True),
+        ({"dev/vfio/0": ""}, False),  # some other device
+        ({"dev/vfio/0": "", "sys/bus/pci/devices/a/vendor": "0x1ae0\n"}, False),
+        (
+            {"dev/vfio/0": "", **{f"sys/bus/pci/devices/a/{k}": "0x1ae0\n" for k in ("vendor", "device")}},
+            False,
+        ),
+        (
+            {
+                "dev/vfio/0": "",
+                "sys/bus/pci/devices/a/vendor": "0x1ae0\n",
+                "sys/bus/pci/devices/a/device": "0x0063\n",
+            },
+            True,
+        ),
+        ({"sys/bus/pci/devices/a/vendor": "0x1ae0\n", "sys/bus/pci/devices/a/device": "0x0063\n"}, False),
+    ],
+)
+def test_a_tpu_machine_is_known_by_its_files(monkeypatch, tmp_path, files, expected):
+    for name in ("TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR", "COLAB_TPU_1VM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert preflight.has_tpu(str(tmp_path)) == expected
 
 
 def test_a_tpu_that_was_asked_for_says_why_it_is_not_there():

@@ -117,7 +117,9 @@ def test_help_shows_every_flag_with_its_default(capsys):
 
 
 def test_importing_does_no_work():
-    modules = "augment console data devices download errors evaluation formats memory model ops optimizer"
+    modules = (
+        "augment console data devices download errors evaluation finite formats memory model ops optimizer"
+    )
     modules += " pipeline record schedule settings train_eager"
     code = f"import {', '.join(modules.split())}\nfrom tensorflow.python.eager import context"
     code += "\nassert context.context()._context_handle is None, 'a device was touched'"
