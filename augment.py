@@ -44,42 +44,75 @@ def _draw(seed: Seed, stream: int, images: tf.Tensor, shard: Shard, choices: int
     return tf.cast(bits % tf.cast(choices, tf.uint32), tf.int32)  # even to 1 in 10^6 for 625 choices
 
 
-def random_crop(images: tf.Tensor, size: int, seed: Seed, shard: Shard = WHOLE) -> tf.Tensor:
-    """A size x size window of each image, every offset equally likely: (N, H, W, C) -> (N, size, size, C).
+class Window(NamedTuple):
+    """Where in its image each pixel of a batch comes from: `rows` int32 (N, H), `columns` int32 (N, W).
 
-    Any dtype. H and W known when traced; H == W >= size.
+    Crop and flip only choose pixels, so they work on these few numbers, and the pixels move once.
     """
-    offsets = images.shape[1] - size + 1
-    tops, lefts = (_draw(seed, stream, images, shard, offsets) for stream in (1, 2))
-    window = tf.range(size)
-    rows = tf.gather(images, tops[:, None] + window, axis=1, batch_dims=1)  # (N, size, W, C)
-    across = tf.transpose(rows, [0, 2, 1, 3])
-    columns = tf.gather(across, lefts[:, None] + window, axis=1, batch_dims=1)  # (N, size, size, C)
-    return tf.transpose(columns, [0, 2, 1, 3])
+
+    rows: tf.Tensor
+    columns: tf.Tensor
 
 
-def random_flip(images: tf.Tensor, seed: Seed, shard: Shard = WHOLE) -> tf.Tensor:
-    """Mirrors each image left to right with probability 1/2: (N, H, W, C), any dtype."""
-    flipped = _draw(seed, 3, images, shard, 2)[:, None, None, None] == 1
-    return tf.where(flipped, tf.reverse(images, [2]), images)
+def random_crop(images: tf.Tensor, pad: int, seed: Seed, shard: Shard = WHOLE) -> Window:
+    """A window of each image's own size, every offset from -pad to pad equally likely, both ways.
+
+    Beyond its border an image goes on as its mirror image, the border pixels not repeated; so the images need
+    no padding.
+
+    Args:
+        images: (N, H, W, C), any dtype; H and W known when traced, above `pad`.
+        pad: pixels, from 0.
+    """
+
+    def choose(stream: int, side: int) -> tf.Tensor:
+        first = _draw(seed, stream, images, shard, 2 * pad + 1)[:, None] - pad
+        inside = tf.abs(first + tf.range(side))  # mirrored at 0
+        return (side - 1) - tf.abs((side - 1) - inside)  # and at the other border
+
+    return Window(choose(1, images.shape[1]), choose(2, images.shape[2]))
+
+
+def flip(window: Window, mirrored: tf.Tensor) -> Window:
+    """Mirrors the images for which `mirrored`, bool (N,), holds, left to right."""
+    return window._replace(columns=tf.where(mirrored[:, None], window.columns[:, ::-1], window.columns))
+
+
+def random_flip(window: Window, seed: Seed, shard: Shard = WHOLE) -> Window:
+    """Mirrors each image left to right with probability 1/2."""
+    return flip(window, _draw(seed, 3, window.columns, shard, 2) == 1)
+
+
+def take(images: tf.Tensor, window: Window) -> tf.Tensor:
+    """The window's pixels: (N, H', W', C) -> (N, H, W, C), any dtype."""
+    count, height, width, channels = images.shape
+    lines = tf.range(count or tf.shape(images)[0])[:, None] * height + window.rows  # (N, H)
+    pixels = lines[:, :, None] * width + window.columns[:, None, :]  # (N, H, W)
+    return tf.gather(tf.reshape(images, [-1, channels]), pixels)
 
 
 def random_cutout(images: tf.Tensor, size: int, seed: Seed, shard: Shard = WHOLE) -> tf.Tensor:
     """Zeros in a size x size square wholly inside each image, every position equally likely: (N, H, W, C)."""
-    height, width = images.shape[1:3]
+    height, width, channels = images.shape[1:]
     tops = _draw(seed, 4, images, shard, height - size + 1)[:, None]
     lefts = _draw(seed, 5, images, shard, width - size + 1)[:, None]
-    rows, columns = tf.range(height), tf.range(width)
+    # All values of a line at once: TensorFlow is slow to spread a mask over three channels.
+    rows, columns = tf.range(height), tf.repeat(tf.range(width), channels)
     in_rows = tf.logical_and(rows >= tops, rows < tops + size)  # (N, H)
-    in_columns = tf.logical_and(columns >= lefts, columns < lefts + size)  # (N, W)
-    hole = tf.logical_and(in_rows[:, :, None], in_columns[:, None, :])[..., None]
-    return tf.where(hole, tf.zeros([], images.dtype), images)
+    in_columns = tf.logical_and(columns >= lefts, columns < lefts + size)  # (N, W * C)
+    hole = tf.logical_and(in_rows[:, :, None], in_columns[:, None, :])
+    lines = tf.reshape(images, [-1, height, width * channels])
+    return tf.reshape(tf.where(hole, tf.zeros_like(lines), lines), [-1, height, width, channels])
 
 
 def standardise(images: tf.Tensor, mean: NDArray[Any], std: NDArray[Any]) -> tf.Tensor:
-    """uint8 (..., 3) to float32, each channel less its mean, over its deviation (both on the 0-1 scale)."""
-    scale, offset = 1.0 / (255.0 * std), -mean / std
-    return tf.cast(images, tf.float32) * scale.astype(np.float32) + offset.astype(np.float32)
+    """uint8 (N, H, W, 3) to float32: each channel less its mean, over its deviation, on the 0-1 scale."""
+    # Constants of an image's shape, for the reason given in random_cutout.
+    scale, offset = (
+        np.broadcast_to(value.astype(np.float32), images.shape[1:])
+        for value in (1.0 / (255.0 * std), -mean / std)
+    )
+    return tf.cast(images, tf.float32) * scale + offset
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,26 +120,30 @@ class Augmentation:
     """What happens to a training batch: crop, flip, standardise, cutout, in this order.
 
     Args:
-        size: side of the crop, in pixels.
-        flip: whether to mirror.
+        pad: pixels by which the crop may leave the image on each side; see random_crop.
+        flip: whether to mirror a random half.
         cutout: side of the hole, in pixels; 0 for none.
         mean, std: (3,) each, of the training set, on the 0-1 scale.
 
     Cropping and flipping move bytes, so they come first, while a pixel is one byte and not four.
     """
 
-    size: int
+    pad: int
     flip: bool
     cutout: int
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
 
-    def __call__(self, images: tf.Tensor, seed: Seed, shard: Shard = WHOLE) -> tf.Tensor:
-        """Padded uint8 (N, H, W, 3) -> float32 (N, size, size, 3)."""
-        images = random_crop(images, self.size, seed, shard)
+    def __call__(
+        self, images: tf.Tensor, seed: Seed, shard: Shard = WHOLE, mirrored: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """uint8 (N, H, W, 3) -> float32, the same shape. `mirrored`, bool (N,): mirror these besides."""
+        window = random_crop(images, self.pad, seed, shard)
         if self.flip:
-            images = random_flip(images, seed, shard)
-        images = standardise(images, self.mean, self.std)
+            window = random_flip(window, seed, shard)
+        if mirrored is not None:
+            window = flip(window, mirrored)
+        images = standardise(take(images, window), self.mean, self.std)
         return random_cutout(images, self.cutout, seed, shard) if self.cutout else images
 
 

@@ -200,10 +200,9 @@ def _our_pipeline(task: Task, *, on_host: bool) -> Any:
     from augment import Augmentation
 
     images = _read_images(task)
-    augmentation = Augmentation(32, True, 8, *data.mean_std(images.train_images))
+    augmentation = Augmentation(4, True, 8, *data.mean_std(images.train_images))
     kind = pipeline.HostPipeline if on_host else pipeline.DevicePipeline
-    padded = data.reflect_pad(images.train_images, 4)
-    return kind(padded, images.train_labels, augmentation, task.batch_size, 0)
+    return kind(images.train_images, images.train_labels, augmentation, task.batch_size, 0, jit=True)
 
 
 def _host_pipeline(task: Task) -> Built:

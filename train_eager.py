@@ -287,12 +287,13 @@ class Run:
     def _make_pipeline(self, mean: np.ndarray, std: np.ndarray) -> Pipeline:
         options, images = self.options, self.images
         return (HostPipeline if options.pipeline == "host" else DevicePipeline)(
-            data.reflect_pad(images.train_images, options.pad),
+            images.train_images,
             images.train_labels,
-            Augmentation(images.train_images.shape[1], options.flip == "random", options.cutout, mean, std),
+            Augmentation(options.pad, options.flip == "random", options.cutout, mean, std),
             options.batch_size,
             options.seed,
             alternating=options.flip == "alternating",
+            jit=self.jit,
         )
 
     def _make_train_step(self) -> tuple[Any, Any]:

@@ -5,7 +5,9 @@ import pytest
 import tensorflow as tf
 
 import augment
+import data
 import pipeline
+from errors import UserError
 
 MEAN, STD = np.array([0.49, 0.48, 0.45]), np.array([0.25, 0.24, 0.26])
 
@@ -21,30 +23,47 @@ def chi_square(counts: np.ndarray) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def test_crops_are_windows_of_their_image_and_reach_all_81_offsets_uniformly():
+def crop(images, pad, seed):
+    images = tf.constant(images)
+    return augment.take(images, augment.random_crop(images, pad, seed)).numpy()
+
+
+def reflected(places, side):
+    """NumPy's own reflection: `places` may leave 0 .. side - 1 on both sides."""
+    pad = side - 1
+    return np.pad(np.arange(side), pad, mode="reflect")[places + pad]
+
+
+def test_crops_are_windows_of_their_mirrored_image_and_reach_all_81_offsets_uniformly():
     count = 16_200
-    images = coordinates(count, 40)[:, :, :, 1:]
-    crops = augment.random_crop(tf.constant(images), 32, [1, 2]).numpy()
-    tops, lefts = crops[:, 0, 0, 0], crops[:, 0, 0, 1]
-    rows, columns = np.arange(32)[None, :, None], np.arange(32)[None, None, :]
-    np.testing.assert_array_equal(crops[..., 0], np.broadcast_to(tops[:, None, None] + rows, (count, 32, 32)))
-    np.testing.assert_array_equal(
-        crops[..., 1], np.broadcast_to(lefts[:, None, None] + columns, (count, 32, 32))
-    )
+    images = coordinates(count, 16)
+    crops = crop(images, 4, [1, 2])
+    np.testing.assert_array_equal(crops[..., 0], images[..., 0])  # each stays with its image
+    # Pixels 4 to 11 are inside at every offset.
+    tops, lefts = crops[:, 4, 4, 1] - 4, crops[:, 4, 4, 2] - 4
+    places = np.arange(16)
+    rows, columns = (reflected(first[:, None] + places, 16) for first in (tops, lefts))
+    np.testing.assert_array_equal(crops[..., 1], np.broadcast_to(rows[:, :, None], (count, 16, 16)))
+    np.testing.assert_array_equal(crops[..., 2], np.broadcast_to(columns[:, None, :], (count, 16, 16)))
     counts = np.zeros((9, 9))
-    np.add.at(counts, (tops, lefts), 1)
+    np.add.at(counts, (tops + 4, lefts + 4), 1)
     assert counts.min() > 0
     assert chi_square(counts) < 130  # 80 degrees of freedom: exceeded by chance 3 times in 10,000
 
 
-def test_crops_stay_with_their_image():
-    crops = augment.random_crop(tf.constant(coordinates(50, 40)), 32, [3, 4]).numpy()
-    np.testing.assert_array_equal(crops[..., 0], np.broadcast_to(np.arange(50)[:, None, None], (50, 32, 32)))
+@pytest.mark.parametrize("pad", [0, 1, 5])
+def test_a_crop_is_a_window_of_the_padded_image(pad):
+    images = np.random.default_rng(pad).integers(0, 256, (40, 6, 9, 3), np.uint8)  # pad 5 is the largest
+    padded = data.reflect_pad(images, pad)
+    for image, cropped in zip(padded, crop(images, pad, [3, pad]), strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(image, (6, 9), axis=(0, 1))
+        assert (windows.transpose(0, 1, 3, 4, 2) == cropped).all(axis=(2, 3, 4)).any()
 
 
 def test_half_of_the_images_are_mirrored_and_the_others_untouched():
     images = coordinates(4000, 6)
-    flipped = augment.random_flip(tf.constant(images), [5, 6]).numpy()
+    window = augment.random_flip(augment.random_crop(tf.constant(images), 0, [5, 6]), [5, 6])
+    flipped = augment.take(tf.constant(images), window).numpy()
     same = (flipped == images).all(axis=(1, 2, 3))
     mirrored = (flipped == images[:, :, ::-1]).all(axis=(1, 2, 3))
     assert (same ^ mirrored).all()
@@ -85,9 +104,27 @@ def test_standardise_against_numpy():
 
 
 @pytest.mark.parametrize("jit", [True, False])
+def test_a_batch_against_numpy_on_padded_images(jit):
+    """Crop, flip, standardise and cutout with the same draws, image by image."""
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    seed, whole = tf.constant([10, 11]), augment.WHOLE
+    choices = (9, 9, 2, 25, 25)
+    draws = [augment._draw(seed, 1 + k, images, whole, n).numpy() for k, n in enumerate(choices)]
+    expected = np.empty(images.shape)
+    for n, (top, left, flipped, hole_top, hole_left) in enumerate(zip(*draws, strict=True)):
+        image = data.reflect_pad(images, 4)[n, top : top + 32, left : left + 32]
+        image = ((image[:, ::-1] if flipped else image) / 255.0 - MEAN) / STD
+        image[hole_top : hole_top + 8, hole_left : hole_left + 8] = 0
+        expected[n] = image
+    pipe = augment.Augmentation(4, True, 8, MEAN, STD)
+    made = tf.function(pipe, jit_compile=jit)(tf.constant(images), seed)
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [True, False])
 def test_the_same_pixels_eagerly_in_tf_data_and_compiled(jit):
-    images = tf.constant(np.random.default_rng(0).integers(0, 256, (64, 40, 40, 3), np.uint8))
-    pipe = augment.Augmentation(32, True, 8, MEAN, STD)
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8))
+    pipe = augment.Augmentation(4, True, 8, MEAN, STD)
     eager = pipe(images, tf.constant([10, 11])).numpy()
     graph = tf.function(pipe, jit_compile=jit)(images, tf.constant([10, 11])).numpy()
     mapped = next(iter(tf.data.Dataset.from_tensors(images).map(lambda x: pipe(x, tf.constant([10, 11])))))
@@ -97,8 +134,8 @@ def test_the_same_pixels_eagerly_in_tf_data_and_compiled(jit):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_shards_are_together_the_whole_batch(count):
-    images = tf.constant(np.random.default_rng(0).integers(0, 256, (64, 40, 40, 3), np.uint8))
-    pipe = augment.Augmentation(32, True, 8, MEAN, STD)
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8))
+    pipe = augment.Augmentation(4, True, 8, MEAN, STD)
     whole = pipe(images, [10, 11]).numpy()
     shards = [augment.Shard(tf.constant(index), count) for index in range(count)]
     parts = [pipe(augment.own_part(images, shard), [10, 11], shard).numpy() for shard in shards]
@@ -119,10 +156,10 @@ def test_an_epochs_order_visits_every_image_once_and_depends_on_seed_and_epoch_a
 
 def test_both_pipelines_give_the_same_batches_and_keep_labels_with_images():
     count = 60
-    images = np.zeros((count, 40, 40, 3), np.uint8)
+    images = np.zeros((count, 32, 32, 3), np.uint8)
     images[:] = 4 * np.arange(count)[:, None, None, None]  # an image's value tells which it is
     labels = np.arange(count, dtype=np.int32)
-    pipe = augment.Augmentation(32, True, 0, np.zeros(3), np.ones(3))
+    pipe = augment.Augmentation(4, True, 0, np.zeros(3), np.ones(3))
     made = [cls(images, labels, pipe, 16, 5) for cls in (pipeline.HostPipeline, pipeline.DevicePipeline)]
     for epoch in (1, 2):
         sources = [pipe.open(epoch) for pipe in made]
@@ -158,7 +195,7 @@ def test_alternating_flips_show_each_image_both_ways_in_any_two_epochs():
 @pytest.mark.parametrize("kind", [pipeline.HostPipeline, pipeline.DevicePipeline])
 def test_a_pipeline_mirrors_the_images_whose_turn_it_is(kind):
     images = np.random.default_rng(8).integers(0, 256, (12, 32, 32, 3)).astype(np.uint8)
-    plain = augment.Augmentation(32, False, 0, np.zeros(3), np.full(3, 1 / 255))
+    plain = augment.Augmentation(0, False, 0, np.zeros(3), np.full(3, 1 / 255))
     source = kind(images, np.arange(12, dtype=np.int32), plain, 6, 3, alternating=True)
     for epoch in (1, 2):
         flags = augment.alternate(np.arange(12, dtype=np.int32), 3, epoch) < 0
@@ -168,3 +205,26 @@ def test_a_pipeline_mirrors_the_images_whose_turn_it_is(kind):
             for image, label in zip(batch.numpy(), labels.numpy(), strict=True):
                 expected = images[label][:, ::-1] if flags[label] else images[label]
                 np.testing.assert_allclose(image, expected, rtol=1e-5)
+
+
+def test_a_compiled_host_makes_the_batches_of_a_compiled_step_to_the_last_bit():
+    images = np.random.default_rng(1).integers(0, 256, (100, 32, 32, 3), np.uint8)
+    augmentation = augment.Augmentation(4, True, 8, MEAN, STD)
+    arguments = (images, np.arange(100, dtype=np.int32), augmentation, 32, 5)
+    host = pipeline.HostPipeline(*arguments, jit=True)
+    device = pipeline.DevicePipeline(*arguments, jit=True)
+    decode = tf.function(device.decode, jit_compile=True)
+    on_host, on_device = host.open(1), device.open(1)
+    for step in range(3):
+        made = host.decode(*host.take(on_host, tf.constant(step)))
+        expected = decode(*device.take(on_device, tf.constant(step)))
+        np.testing.assert_array_equal(made[0], expected[0])
+        np.testing.assert_array_equal(made[1], expected[1])
+
+
+@pytest.mark.parametrize("pad", [-1, 6])
+def test_a_pad_beyond_the_image_is_refused(pad):
+    images, labels = np.zeros((2, 6, 8, 3), np.uint8), np.zeros(2, np.int32)
+    augmentation = augment.Augmentation(pad, True, 0, MEAN, STD)
+    with pytest.raises(UserError, match=f"pad {pad} is out of range; give 0 to 5"):
+        pipeline.DevicePipeline(images, labels, augmentation, 2, 0)
