@@ -137,7 +137,7 @@ def table(rows: list[Row]) -> str:
 def svg(rows: list[Row], title: str) -> str:
     """A diagram: a box a layer, top to bottom, an arrow for each input; skips run along the right side."""
     left, top, step = 30, 60, BOX_HEIGHT + GAP
-    width, height = left + BOX_WIDTH + 330, top + step * (len(rows) + 1)
+    width, height = left + BOX_WIDTH + 430, top + step * (len(rows) + 1)
 
     def middle(index: int) -> float:
         return top + step * (index + 1) + BOX_HEIGHT / 2
