@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 
-class WeightAverage:
+class WeightAverage(tf.Module):
     """An exponential moving average of variables, brought up to date every few steps.
 
     Every `every`-th step: average <- k average + (1 - k) value, with k = keeps ** every, so that it moves as if it
@@ -19,7 +19,8 @@ class WeightAverage:
     """
 
     def __init__(self, variables: Sequence[Any], keeps: float, every: int) -> None:
-        self.variables, self.keeps, self.every = list(variables), keeps, every
+        super().__init__()
+        self.followed, self.keeps, self.every = list(variables), keeps, every
         how = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
         self.averages = [tf.Variable(tf.convert_to_tensor(variable), **how) for variable in variables]
 
@@ -27,13 +28,13 @@ class WeightAverage:
         """To be called in each step, after the optimiser's update; `steps` is the number of updates so far."""
         due = tf.equal(steps % self.every, 0)
         keep = tf.where(due, self.keeps**self.every, 1.0)
-        for average, variable in zip(self.averages, self.variables, strict=True):
+        for average, variable in zip(self.averages, self.followed, strict=True):
             average.assign(keep * average + (1.0 - keep) * tf.convert_to_tensor(variable))
 
     @tf.function
     def swap(self) -> None:
         """Exchanges the averages and the variables' values; a second call takes that back."""
-        for average, variable in zip(self.averages, self.variables, strict=True):
+        for average, variable in zip(self.averages, self.followed, strict=True):
             value = tf.identity(tf.convert_to_tensor(variable))
             variable.assign(tf.convert_to_tensor(average))
             average.assign(value)
