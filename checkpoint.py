@@ -2,7 +2,8 @@
 
 A checkpoint is three files in the run's folder `checkpoints` (any path that tf.io.gfile knows): TensorFlow's
 `step-N.index` and `step-N.data-...`, and a manifest `step-N.json`, written last and in one piece, with the sums of
-the other two, of the variables' values and of itself, and what the run needs besides: epoch, step, rows, hyperparameters.
+the other two, of the variables' values and of itself, and what the run needs besides: epoch, step, rows,
+hyperparameters.
 """
 
 import hashlib
