@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +192,8 @@ class Run:
             self.optimizer.build(self.model.trainable_variables)
             self.counters = Counters()
             self.pipeline = self._make_pipeline(mean, std)
+            if self.placement.kind == "cpu":  # one copy is enough
+                self.images = replace(images, train_images=self.pipeline.host_images())
             self.train_step, self.train_steps = self._make_train_step()
             self.evaluate = Evaluator(
                 self.placement.strategy,
@@ -348,6 +350,7 @@ class Run:
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
         self.counters.reset()
+        memory.give_back()
         return time.perf_counter() - start
 
     # ---- what it says --------------------------------------------------------------------------------------
