@@ -1,13 +1,14 @@
 """Measures a training step beside its rivals on this machine's CPU, in one run, taking turns.
 
-    python bench.py --out bench.json              # about 12 minutes on two cores; nothing else should run
+    python bench.py --out bench.json              # about 16 minutes on two cores; nothing else should run
     python bench.py --sections steps --rounds 5
     python bench.py --only ours-host,pytorch      # two candidates
     python bench.py --scaling --out scaling.json  # images, batch, threads; time to the first step
     python bench.py --quick                       # tiny sizes, to see that it works; a minute or two
 
 The candidates (rivals.py) wait in processes of their own for their turns. First each does two steps that do
-not count: compiling and warming up. Then come the rounds, in each of which every candidate has one turn.
+not count: compiling and warming up. Then come the rounds, in each of which every candidate has one turn. A
+training step's turn begins with one that does not count either: the others have had its memory and caches.
 Rates are medians over the rounds, with the lowest and highest. A ratio is taken within each round, and so is
 the share of the limit: the best sgemm of the same run over the step's GFLOP an image (of direct convolutions;
 Winograd's need fewer, so the share may pass 100 %).
@@ -263,11 +264,25 @@ def measure(
             say(f"round {turn + 1} of {rounds}")
             for name in list(found):
                 try:
-                    found[name]["samples"].append(workers[table[name].process].ask(name, steps))
+                    worker = workers[table[name].process]
+                    found[name]["samples"].append(_turn(worker, table[name], name, steps))
                 except WorkerFailedError as failure:
                     left_out[name] = str(failure)
                     del found[name]
     return found, left_out
+
+
+def _turn(worker: Worker, candidate: rivals.Candidate, name: str, steps: int) -> dict[str, Any]:
+    """What the worker answers of `steps` steps, and `settling_seconds` of the uncounted one before them."""
+    if candidate.section != "steps":
+        return worker.ask(name, steps) | {"settling_seconds": None}
+    first, answer = worker.ask(name, 1), worker.ask(name, steps)
+    # It was idle before the first one.
+    return answer | {
+        "settling_seconds": first["seconds"],
+        "idle_processor_seconds": first["idle_processor_seconds"],
+        "peak_gib": _highest([first, answer]),
+    }
 
 
 def _check_memory(found: dict[str, dict[str, Any]]) -> None:
@@ -322,6 +337,7 @@ def rows(
                 "process": candidate.process,
                 "environment": rivals.PROCESSES[candidate.process],
                 "seconds": seconds,
+                "settling_seconds": [sample["settling_seconds"] for sample in values["samples"]],
                 "idle_processor_seconds": [sample["idle_processor_seconds"] for sample in values["samples"]],
             }
         )
@@ -340,6 +356,22 @@ def limit_rates(rates: dict[str, list[float]], gflop: float) -> list[float]:
     return [value / gflop for value in best]
 
 
+def scaling_sizes(batch_size: int, cores: int, *, quick: bool) -> list[tuple[int, int, int]]:
+    """(images, batch size, threads) of each row: one of the three varies at a time.
+
+    Args:
+        batch_size: the network's.
+        cores: the machine's.
+        quick: two tiny sizes instead.
+    """
+    if quick:
+        tiny = QUICK["images"], QUICK["batch_size"]
+        return [(*tiny, threads) for threads in sorted({1, cores})]
+    sizes = [(images, batch_size, cores) for images in SCALED_IMAGES]
+    sizes += [(SCALED_IMAGES[1], batch, cores) for batch in SCALED_BATCHES if batch != batch_size]
+    return sizes + [(SCALED_IMAGES[1], batch_size, threads) for threads in SCALED_THREADS if threads < cores]
+
+
 def scale(
     network: str, width: int, rounds: int, folder: Path, load: float, *, quick: bool
 ) -> list[dict[str, Any]]:
@@ -350,15 +382,12 @@ def scale(
         rounds: steps that count.
         folder: for the images.
         load: load average before the start.
-        quick: only the first and the last size.
+        quick: tiny sizes.
     """
-    usual, cores = rivals.NETWORKS[network].batch_size, record.hardware()["cores"]
-    sizes = [(images, usual, cores) for images in SCALED_IMAGES]
-    sizes += [(SCALED_IMAGES[1], batch, cores) for batch in SCALED_BATCHES if batch != usual]
-    sizes += [(SCALED_IMAGES[1], usual, threads) for threads in SCALED_THREADS if threads < cores]
+    sizes = scaling_sizes(rivals.NETWORKS[network].batch_size, record.hardware()["cores"], quick=quick)
     name = rivals.NETWORKS[network].ours[0]
     result = []
-    for images, batch_size, threads in sizes[:1] + sizes[-1:] if quick else sizes:
+    for images, batch_size, threads in sizes:
         size = f"{images} images, batch {batch_size}, threads {threads}"
         say(f"starting {name}: {size}")
         task = rivals.Task(batch_size, width, folder / f"images-{images}.npz")

@@ -1,5 +1,7 @@
-"""Large pages for the step's buffers on a CPU."""
+"""Memory on a CPU: large pages for the step's buffers, and giving back what is free."""
 
+import contextlib
+import ctypes
 import os
 import platform
 import sys
@@ -20,3 +22,13 @@ def restart_with_huge_pages() -> None:
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def give_back() -> None:
+    """Returns to the system what the allocator holds and does not use: after compiling, hundreds of MiB.
+
+    Nothing happens elsewhere than under glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)

@@ -243,8 +243,10 @@ def _gather_outputs(products: tf.Tensor, height: int, width: int) -> tf.Tensor:
     rows, columns, channels = _tiles(height), _tiles(width), products.shape[-1]
     cells = tf.reshape(products, [len(_A), len(_A), -1, rows, columns, channels])
     lines = tf.stack(_combine(_A.T, tf.unstack(cells)))  # (4, 6, N, rows, columns, C)
-    outputs = tf.stack(_combine(_A.T, tf.unstack(lines, axis=1)))  # (4 across, 4 down, N, rows, columns, C)
-    images = tf.transpose(outputs, [2, 3, 1, 4, 0, 5])
+    # A transposition at the end would be repeated in every loop that reads the result, and memory would hold
+    # it before and after; stacked at its place, it is written once.
+    across = [tf.stack(_combine(_A.T, tf.unstack(line)), axis=3) for line in tf.unstack(lines)]
+    images = tf.stack(across, axis=2)  # (N, rows, 4, columns, 4, C)
     return tf.reshape(images, [-1, TILE * rows, TILE * columns, channels])[:, :height, :width]
 
 

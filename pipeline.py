@@ -22,6 +22,8 @@ Batch = tuple[tf.Tensor, tf.Tensor]  # images float32 (B, 32, 32, 3), labels int
 class Pipeline(Protocol):
     """What the training loop needs of a pipeline."""
 
+    def host_images(self) -> NDArray[np.uint8]: ...
+
     def open(self, epoch: int) -> Any: ...
 
     def take(self, source: Any, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]: ...
@@ -62,7 +64,12 @@ class _Batches:
             raise UserError(f"pad {augmentation.pad} is out of range; give 0 to {limit}")
         self.images, self.labels = tf.constant(images), tf.constant(labels)
         self.augmentation, self.batch_size, self.seed = augmentation, batch_size, seed
-        self.alternating, self.jit = alternating, jit
+        self.alternating = alternating
+        self._batch = tf.function(self._make, jit_compile=jit)  # once, not to be traced again every epoch
+
+    def host_images(self) -> NDArray[np.uint8]:
+        """The images as an array to be read only; on a CPU it is the tensor's own memory, not a copy."""
+        return np.asarray(memoryview(self.images))
 
     def _plan(self, epoch: int) -> tuple[tf.Tensor, tf.Tensor]:
         """The epoch's image numbers, int32 (steps, batch), -1 - i for a mirrored i; and seeds, int32 (steps, 2)."""
@@ -100,8 +107,7 @@ class HostPipeline(_Batches):
 
     def open(self, epoch: int) -> Any:
         steps = tf.data.Dataset.from_tensor_slices(self._plan(epoch))
-        make = tf.function(self._make, jit_compile=True) if self.jit else self._make
-        batches = steps.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        batches = steps.map(self._batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return iter(batches.prefetch(2))
 
     def take(self, source: Any, step: tf.Tensor) -> Batch:

@@ -2,8 +2,8 @@
 
 Every candidate is a function of a `Task` that builds it and returns (run, units): `run(count)` does the work
 `count` times and returns when it is over; `units` says how much one of them is (images, GFLOP, GB). PROCESSES
-says who shares a process: no rival has the allocator's setting of memory.py, or another's thread pools. So
-frameworks are imported inside the functions.
+says who shares a process: no rival has another's thread pools, nor the allocator's setting of memory.py
+unless its name says so. So frameworks are imported inside the functions.
 
 The training rivals get one ready float32 batch, so their input costs nothing; ours make each batch. They have
 neither dropout nor other extras that DavidNet has not.
@@ -31,12 +31,15 @@ SGEMM_SIDE = 2048
 COPY_BYTES = 2**28  # well beyond the caches
 MAPPED_IMAGES = 5120  # the per-image map is slow; a pass over so many is enough
 _TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
+# GNU's OpenMP threads spin for a while after each operation; idle, they must not take a core from others.
+_PYTORCH = {"OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "-1"}
+_HUGE_PAGES = {"GLIBC_TUNABLES": f"{memory.TUNABLE}=1"}  # as train_eager.py restarts with
 PROCESSES: dict[str, dict[str, str]] = {  # the environment of each
     "numpy": {},
-    "ours": _TENSORFLOW | {"GLIBC_TUNABLES": f"{memory.TUNABLE}=1"},  # as train_eager.py restarts with
+    "ours": _TENSORFLOW | _HUGE_PAGES,
     "tensorflow": _TENSORFLOW,
-    # GNU's OpenMP threads spin for a while after each operation; idle, they must not take a core from others.
-    "pytorch": {"OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "-1"},
+    "pytorch": _PYTORCH,
+    "pytorch-hugepages": _PYTORCH | _HUGE_PAGES,  # so that the allocator's setting is told from the framework
 }
 
 
@@ -559,8 +562,10 @@ def _input(
     return Candidate("input", process, about, module, build, beside=beside)
 
 
-def _rival(about: str, module: str, build: Callable[[Task], Built], usual: bool = True) -> Candidate:
-    process = {"train_eager": "ours", "torch": "pytorch"}.get(module, module)
+def _rival(
+    about: str, module: str, build: Callable[[Task], Built], usual: bool = True, process: str = ""
+) -> Candidate:
+    process = process or {"train_eager": "ours", "torch": "pytorch"}.get(module, module)
     return Candidate("steps", process, about, module, build, beside="ours-host", usual=usual)
 
 
@@ -589,6 +594,9 @@ DAVIDNET: dict[str, Candidate] = {
     "keras-fit": _rival("fit, jit_compile='auto': no XLA on a CPU", "tensorflow", _keras_fit("auto")),
     "keras-fit-xla": _rival("fit, jit_compile=True", "tensorflow", _keras_fit(True), usual=False),
     "pytorch": _rival("PyTorch eager, channels_last", "torch", _pytorch(compiled=False)),
+    "pytorch-hugepages": _rival(
+        "that, with our allocator's setting", "torch", _pytorch(compiled=False), process="pytorch-hugepages"
+    ),
     "pytorch-compile": _rival("torch.compile, channels_last", "torch", _pytorch(compiled=True)),
     "evaluation": Candidate(
         "evaluation", "ours", "loss and accuracy of a set", "train_eager", _our_evaluation

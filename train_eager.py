@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +249,8 @@ class Run:
             self.average = self._make_average()
             self.counters, self.bad_steps = Counters(), BadSteps()
             self.pipeline = self._make_pipeline(mean, std)
+            if self.placement.kind == "cpu":  # one copy is enough
+                self.images = replace(images, train_images=self.pipeline.host_images())
             self.train_step, self.train_steps = self._make_train_step()
             self.evaluate = Evaluator(
                 self.placement.strategy,
@@ -455,6 +457,7 @@ class Run:
             variable.assign(value)
         self.counters.reset()
         self.bad_steps.reset()
+        memory.give_back()
         return time.perf_counter() - start
 
     # ---- what it says --------------------------------------------------------------------------------------

@@ -228,3 +228,16 @@ def test_a_pad_beyond_the_image_is_refused(pad):
     augmentation = augment.Augmentation(pad, True, 0, MEAN, STD)
     with pytest.raises(UserError, match=f"pad {pad} is out of range; give 0 to 5"):
         pipeline.DevicePipeline(images, labels, augmentation, 2, 0)
+
+
+def test_the_host_traces_its_batch_once_and_keeps_one_copy_of_the_images():
+    images = np.random.default_rng(2).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    augmentation = augment.Augmentation(4, True, 8, MEAN, STD)
+    host = pipeline.HostPipeline(images, np.zeros(40, np.int32), augmentation, 20, 5)
+    for epoch in (1, 2, 3):
+        assert len(list(host.open(epoch))) == 2
+    assert host._batch.experimental_get_tracing_count() == 1
+    first, second = host.host_images(), host.host_images()
+    np.testing.assert_array_equal(first, images)
+    assert first.ctypes.data == second.ctypes.data  # the tensor's memory on a CPU
+    assert not first.flags.writeable

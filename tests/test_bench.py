@@ -20,7 +20,8 @@ ROOT = Path(bench.__file__).parent
 def found(units, seconds, *, first=9.0):
     """What `bench.measure` returns of a candidate."""
     memory = {"peak_gib": 2.0, "resident_gib": 1.5}
-    answers = [{"seconds": value, "idle_processor_seconds": 0.5, **memory} for value in seconds]
+    rest = {"idle_processor_seconds": 0.5, "settling_seconds": 3.0, **memory}
+    answers = [{"seconds": value, **rest} for value in seconds]
     return {
         "units": units,
         "samples": answers,
@@ -182,6 +183,28 @@ def test_the_command_at_tiny_sizes(tmp_path):
         assert len(row["seconds"]) == 3
         rates = sorted(row["units_per_step"] / value for value in row["seconds"])
         assert row["rate"] == pytest.approx(dict(zip(("min", "median", "max"), rates, strict=True)))
+
+
+def test_scaling_sizes():
+    sizes = bench.scaling_sizes(512, 2, quick=False)
+    assert len(sizes) == len(set(sizes)) == 8  # three numbers of images, four other batches, one thread
+    assert [(batch, threads) for _, batch, threads in sizes[:3]] == [(512, 2)] * 3
+    assert sizes[-1] == (10_000, 512, 1)
+    assert bench.scaling_sizes(512, 1, quick=True) == [(256, 32, 1)]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no processor affinity")
+def test_the_scaling_tables_at_tiny_sizes(tmp_path):
+    out = tmp_path / "scaling.json"
+    done = command("--quick", "--scaling", "--width", "2", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["scaling"]
+    assert {(row["images"], row["batch_size"]) for row in rows} == {(256, 32)}
+    assert rows[0]["threads"] == 1
+    for row in rows:
+        assert len(row["seconds"]) == 2
+        assert row["start_to_first_step_seconds"] > row["first_step_seconds"] > row["step_seconds"]["min"]
+        assert row["peak_gib"] is None or row["peak_gib"] > 0.1
 
 
 @pytest.mark.parametrize(
