@@ -4,6 +4,7 @@
     python bench.py --sections steps --rounds 5
     python bench.py --only ours-host,pytorch      # two candidates
     python bench.py --scaling --out scaling.json  # images, batch, threads; time to the first step
+    python bench.py --network speedrun --sections steps,update --rounds 10
     python bench.py --quick                       # tiny sizes, to see that it works; a minute or two
 
 The candidates (rivals.py) wait in processes of their own for their turns. First each does two steps that do
@@ -33,7 +34,7 @@ import record
 import rivals
 from errors import Parser, UserError
 
-SECTIONS = ("ceilings", "steps", "input", "evaluation")
+SECTIONS = ("ceilings", "steps", "update", "input", "evaluation")
 NOISY_SPREAD = 0.25  # (highest - lowest) / median
 NOISY_LOAD = 0.5  # processes running before the start
 IMAGES, TEST_IMAGES = 50_000, 1_000

@@ -17,10 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from errors import UserError
+from record import CANNOT_WRITE
 
 FOLDER = "checkpoints"
 NAME = "step"
-CANNOT_WRITE = 5  # exit code: the disk is full, or the folder read-only or gone
 # What tf.io.gfile and tf.train.Checkpoint raise where a file cannot be written or read.
 _FILE_ERRORS = (tf.errors.OpError, OSError)
 

@@ -11,6 +11,8 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
+from model import leaves
+
 BOX_WIDTH, BOX_HEIGHT, GAP = 250, 34, 20  # of the diagram, in pixels
 COLOURS = {  # of a box, by what the layer does
     "Conv": "#cfe3f7",
@@ -54,7 +56,7 @@ def trace(model: tf.keras.Model, side: int = 32) -> list[Row]:
 
     Dropout layers, which do nothing then, are left out.
     """
-    names = {id(layer): name for name, layer in _leaves(model)}
+    names = {id(layer): name for name, layer in leaves(model)}
     images = tf.zeros([1, side, side, 3])
     made: dict[int, int] = {id(images): -1}  # a tensor's row
     rows: list[Row] = []
@@ -78,16 +80,6 @@ def trace(model: tf.keras.Model, side: int = 32) -> list[Row]:
     with mock.patch.object(tf.keras.layers.Layer, "__call__", watched):
         model(images)
     return rows
-
-
-def _leaves(layer: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """The layers without layers of their own, each with the names of the attributes that lead to it."""
-    found = []
-    for name, part in vars(layer).items():
-        if isinstance(part, tf.keras.layers.Layer) and not name.startswith("_"):
-            inner = _leaves(part, f"{prefix}{name}/")
-            found += inner or [(prefix + name, part)]
-    return found
 
 
 def _row(name: str, layer: Any, output: tf.Tensor, inputs: tuple[int, ...]) -> Row:

@@ -83,6 +83,12 @@ class Counters:
         self.loss_sum.assign(0.0)
         self.correct.assign(0)
 
+    def restore(self, loss_sum: float, correct: int) -> None:
+        """As they were when fetched."""
+        self.reset()
+        self.loss_sum.assign(loss_sum)
+        self.correct.assign(correct)
+
     def fetch(self) -> tuple[float, int]:
         """Waits for the devices and returns loss sum and hits over all replicas."""
         return float(tf.convert_to_tensor(self.loss_sum)), int(tf.convert_to_tensor(self.correct))

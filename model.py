@@ -379,6 +379,26 @@ def averaged_variables(model: tf.keras.Model) -> list[Any]:
     return [*model.trainable_variables, *statistics]
 
 
+def leaves(layer: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """The layers without layers of their own, each with the attributes that lead to it: layer1/entry/conv."""
+    found = []
+    for name, part in vars(layer).items():
+        if isinstance(part, tf.keras.layers.Layer) and not name.startswith("_"):
+            inner = leaves(part, f"{prefix}{name}/")
+            found += inner or [(prefix + name, part)]
+    return found
+
+
+def evaluated_arrays(model: tf.keras.Model) -> dict[str, np.ndarray]:
+    """The values of all that evaluation reads, by name: layer1/entry/conv/kernel."""
+    return {
+        f"{name}/{weight.name}": np.asarray(tf.convert_to_tensor(weight))
+        for name, layer in leaves(model)
+        for weight in layer.weights
+        if not isinstance(layer, tf.keras.layers.Dropout)
+    }
+
+
 def parameters(model: tf.keras.Model) -> int:
     """How many numbers are trained."""
     return sum(int(np.prod(weight.shape)) for weight in model.trainable_variables)

@@ -2,7 +2,7 @@
 
 A pipeline has three parts, so that the training loop reads the same for either:
 
-    source = pipeline.open(epoch)                      on the host, once an epoch
+    source = pipeline.open(epoch, done)                on the host, once an epoch; `done`: steps already made
     inputs = pipeline.take(source, step)               in the loop over steps, outside the compiled step
     images, labels = pipeline.decode(*inputs, shard)   inside the compiled step, on each replica
 """
@@ -24,7 +24,7 @@ class Pipeline(Protocol):
 
     def host_images(self) -> NDArray[np.uint8]: ...
 
-    def open(self, epoch: int) -> Any: ...
+    def open(self, epoch: int, done: int = 0) -> Any: ...
 
     def take(self, source: Any, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]: ...
 
@@ -91,7 +91,7 @@ class _Batches:
 class DevicePipeline(_Batches):
     """Gather and augmentation are part of the compiled step; the data set lives on the device."""
 
-    def open(self, epoch: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def open(self, epoch: int, done: int = 0) -> tuple[tf.Tensor, tf.Tensor]:
         return self._plan(epoch)
 
     def take(self, source: tuple[tf.Tensor, tf.Tensor], step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -105,8 +105,8 @@ class DevicePipeline(_Batches):
 class HostPipeline(_Batches):
     """tf.data makes the batches on the host while the step before them runs."""
 
-    def open(self, epoch: int) -> Any:
-        steps = tf.data.Dataset.from_tensor_slices(self._plan(epoch))
+    def open(self, epoch: int, done: int = 0) -> Any:
+        steps = tf.data.Dataset.from_tensor_slices(self._plan(epoch)).skip(done)
         batches = steps.map(self._batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return iter(batches.prefetch(2))
 

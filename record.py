@@ -2,29 +2,35 @@
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from errors import UserError
 
+CANNOT_WRITE = 5  # exit code: the disk is full, or the folder read-only or gone
 
-def write_whole(path: Path, text: str) -> None:
+
+def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file under a temporary name, to the disk, and renames it: readers see all of it or none.
 
-    Raises UserError if the folder cannot be written.
+    Raises UserError, with an exit code of its own, if the folder cannot be written.
     """
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+            "wb", dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as file:
             temporary = file.name
-            file.write(text)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -33,16 +39,24 @@ def write_whole(path: Path, text: str) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        raise UserError(f"cannot write {path}: {error.strerror}; try another --out") from None
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free the disk or the folder, or try another --out",
+            exit_code=CANNOT_WRITE,
+        ) from None
 
 
-def make_folder(out: str, default: Path) -> Path:
+def make_folder(out: str, default: Path, *, resumed: bool = False) -> Path:
     """The run's folder, made now so that a run does not train for hours and then find it cannot write.
 
-    Raises UserError if it cannot be made or written, or holds a result already.
+    Raises UserError if it cannot be made or written, or holds the result of another run than a resumed one, or
+    the checkpoints of one that did not come to an end.
     """
     folder = Path(out).expanduser() if out else default
-    if (folder / "result.json").exists():
+    if not resumed and (folder / "checkpoints").exists():
+        raise UserError(
+            f"--out {folder} holds a run; --resume {folder} goes on with it, or choose another folder"
+        )
+    if not resumed and (folder / "result.json").exists():
         raise UserError(f"--out {folder} holds a result.json already; choose another folder or move it away")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,6 +65,13 @@ def make_folder(out: str, default: Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot write the folder {folder}: {error.strerror}; try another --out") from None
     return folder
+
+
+def write_weights(folder: Path, weights: Mapping[str, NDArray[Any]]) -> None:
+    """Writes weights.npz: arrays by name, the same bytes for the same arrays."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **weights)
+    write_whole(folder / "weights.npz", buffer.getvalue())
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

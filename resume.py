@@ -64,7 +64,7 @@ def settings_of(saved: Saved, changes: Mapping[str, Any], constants: Settings) -
         UserError: if the changes would make it another training; the first such difference is named.
     """
     known = {name: value for name, value in saved.about["hyperparameters"].items() if name in settings.NAMES}
-    before = replace(constants, **known)
+    before = replace(constants, **known | {"stop_after": constants.stop_after})  # where to stop is said anew
     after = settings.change(
         before, {name: value for name, value in changes.items() if name in settings.NAMES}
     )

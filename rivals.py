@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import memory
+import rival_speedrun
 from errors import UserError
 
 Run = Callable[[int], None]
@@ -136,8 +137,9 @@ def _ready_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _our_run(task: Task, pipeline: str) -> Any:
+def _our_run(task: Task, pipeline: str, recipe: str = "davidnet") -> Any:
     """A training that is ready to go, with the batches by `pipeline`: host or device."""
+    import recipes
     import settings
     import train_eager
 
@@ -150,16 +152,16 @@ def _our_run(task: Task, pipeline: str) -> Any:
         "precision": "float32",
         "out": str(task.data.parent / f"run-{pipeline}"),
     }
-    return train_eager.Run(settings.change(train_eager.constants(), changes))
+    return train_eager.Run(settings.change(recipes.resolve(recipe, train_eager.constants()), changes))
 
 
-def _our_steps(pipeline: str) -> Callable[[Task], Built]:
+def _our_steps(pipeline: str, recipe: str = "davidnet") -> Callable[[Task], Built]:
     """The step as a training runs it, a call each; nothing is fetched before the last."""
 
     def build(task: Task) -> Built:
         import tensorflow as tf
 
-        run = _our_run(task, pipeline)
+        run = _our_run(task, pipeline, recipe)
         done, source = 0, None
 
         def steps(count: int) -> None:
@@ -496,6 +498,51 @@ def _pytorch(*, compiled: bool) -> Callable[[Task], Built]:
     return build
 
 
+# ---- the speedrun ------------------------------------------------------------------------------------------
+
+
+def _pytorch_speedrun(task: Task) -> Built:
+    """airbench94_muon's step, float32."""
+    steps = rival_speedrun.pytorch(*_ready_batch(task), task.width, _processors())
+    return steps, task.batch_size
+
+
+def _newton_schulz(*, batched: bool) -> Callable[[Task], Built]:
+    """Muon's orthogonalisation of all filters of the speedrun: one by one, or padded to one shape and stacked."""
+
+    def build(task: Task) -> Built:
+        import tensorflow as tf
+
+        from optimizer import orthogonalise
+
+        c, generator = task.width, np.random.default_rng(0)
+        shapes = [(c, 9 * rival_speedrun.WHITENED), (c, 9 * c), (4 * c, 9 * c), *[(4 * c, 36 * c)] * 3]
+        matrices = [tf.constant(generator.standard_normal(shape), tf.float32) for shape in shapes]
+
+        def together() -> list[tf.Tensor]:
+            rows, columns = np.max(shapes, 0)
+            padded = [tf.pad(m, [[0, rows - m.shape[0]], [0, columns - m.shape[1]]]) for m in matrices]
+            x = tf.stack(padded)
+            x = x / (tf.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
+            for _ in range(3):
+                square = tf.matmul(x, x, transpose_b=True)
+                x = 3.4445 * x + tf.matmul(-4.7750 * square + 2.0315 * tf.matmul(square, square), x)
+            return [part[: m.shape[0], : m.shape[1]] for part, m in zip(tf.unstack(x), matrices, strict=True)]
+
+        def one_by_one() -> list[tf.Tensor]:
+            return [orthogonalise(matrix) for matrix in matrices]
+
+        update = tf.function(together if batched else one_by_one, jit_compile=True)
+
+        def updates(count: int) -> None:
+            for _ in range(20 * count):
+                update()[0][0, 0].numpy()
+
+        return updates, 20
+
+    return build
+
+
 # ---- ceilings ----------------------------------------------------------------------------------------------
 
 SGEMM_REPEATS, COPY_REPEATS = 10, 16  # about a second each on two cores
@@ -566,7 +613,7 @@ def _rival(
     about: str, module: str, build: Callable[[Task], Built], usual: bool = True, process: str = ""
 ) -> Candidate:
     process = process or {"train_eager": "ours", "torch": "pytorch"}.get(module, module)
-    return Candidate("steps", process, about, module, build, beside="ours-host", usual=usual)
+    return Candidate("steps", process, about, module, build, beside="ours-device", usual=usual)
 
 
 COMMON: dict[str, Candidate] = {
@@ -587,8 +634,8 @@ COMMON: dict[str, Candidate] = {
 }
 
 DAVIDNET: dict[str, Candidate] = {
-    "ours-host": Candidate("steps", "ours", "batches by tf.data", "train_eager", _our_steps("host")),
-    "ours-device": _rival("batches in the step", "train_eager", _our_steps("device")),
+    "ours-device": Candidate("steps", "ours", "batches in the step", "train_eager", _our_steps("device")),
+    "ours-host": _rival("batches by tf.data", "train_eager", _our_steps("host")),
     "tutorial": _rival("the eager tutorial's loop", "tensorflow", _tutorial(function=False)),
     "tutorial-function": _rival("that, under tf.function", "tensorflow", _tutorial(function=True)),
     "keras-fit": _rival("fit, jit_compile='auto': no XLA on a CPU", "tensorflow", _keras_fit("auto")),
@@ -603,8 +650,26 @@ DAVIDNET: dict[str, Candidate] = {
     ),
 }
 
+SPEEDRUN: dict[str, Candidate] = {
+    "ours-device": Candidate(
+        "steps", "ours", "batches in the step", "train_eager", _our_steps("device", "speedrun")
+    ),
+    "pytorch": _rival("PyTorch eager, channels_last", "torch", _pytorch_speedrun),
+    "pytorch-hugepages": _rival(
+        "that, with our allocator's setting", "torch", _pytorch_speedrun, process="pytorch-hugepages"
+    ),
+    "newton-schulz": Candidate(
+        "update", "ours", "filter by filter", "optimizer", _newton_schulz(batched=False), unit="update"
+    ),
+    "newton-schulz-batched": Candidate(
+        *("update", "ours", "padded and stacked", "optimizer", _newton_schulz(batched=True), "update"),
+        beside="newton-schulz",
+    ),
+}
+
 NETWORKS: dict[str, Network] = {
-    "davidnet": Network(512, 64, davidnet_gflop, ("ours-host", "ours-device"), DAVIDNET),
+    "davidnet": Network(512, 64, davidnet_gflop, ("ours-device", "ours-host"), DAVIDNET),
+    "speedrun": Network(2000, 64, rival_speedrun.gflop, ("ours-device",), SPEEDRUN),
 }
 
 

@@ -38,13 +38,16 @@ import optimizer
 import preflight
 import recipes
 import record
+import resume
 import schedule
 import settings
 from augment import Augmentation, Shard
 from averaging import WeightAverage
+from checkpoint import Checkpoints, Saved
 from errors import UserError
 from evaluation import Counters, Evaluator, count_correct, cross_entropy_sum
 from finite import BadSteps, LossScale, finite_on_all
+from interrupt import Interrupt
 from layers import average_statistics
 from pipeline import DevicePipeline, HostPipeline, Pipeline
 
@@ -136,6 +139,8 @@ LOGICAL_DEVICES = 0  #@param {type:"integer"}
 JIT = True  #@param {type:"boolean"}
 # operation by operation, for debugging
 EAGER = False  #@param {type:"boolean"}
+# the same numbers on every run on this device; a CPU gives them anyway
+DETERMINISTIC = False  #@param {type:"boolean"}
 # ---- Data and results. -------------------------------------------------------------------------------------
 # folder, .tar.gz, .npz or 'synthetic'; empty: find or download
 DATA = ""  #@param {type:"string"}
@@ -149,6 +154,14 @@ LIMIT_TEST = 0  #@param {type:"integer"}
 STOP_AFTER = 0  #@param {type:"integer"}
 # folder for the results; empty: runs/<recipe>-<seed>-<time>
 OUT = ""  #@param {type:"string"}
+# folder of a run to go on with; auto: the newest of this recipe and seed, if there is one
+RESUME = ""  #@param {type:"string"}
+# epochs between checkpoints; 0: none
+CHECKPOINT_EVERY = 1  #@param {type:"integer"}
+# checkpoints to keep
+KEEP = 2  #@param {type:"integer"}
+# where they go, gs:// too; empty: the results' folder
+CHECKPOINT_DIR = ""  #@param {type:"string"}
 # folder for a profile of ten steps; empty: none
 PROFILE = ""  #@param {type:"string"}
 # ------------------------------------------------------------------------------------------------------------
@@ -157,6 +170,7 @@ PROFILE = ""  #@param {type:"string"}
 EVALUATION_BATCH = 1000  # images a step; divides CIFAR-10's 10,000
 PROFILED_STEPS = 10
 NOT_FINITE = 3  # exit code
+PLACES = ("data", "out", "resume", "checkpoint_dir", "profile")  # on this machine; not for the record
 INTERRUPTED = 130  # exit code after Ctrl-C, as the shell's own
 
 
@@ -177,12 +191,22 @@ def train(**changes: Any) -> dict[str, Any]:
             that cannot be written. Its message is one line.
     """
     options = settings.change(recipes.resolve(changes.get("recipe", RECIPE), constants()), changes)
+    saved = None
+    if options.resume:
+        folder, saved, damaged = resume.find(options.resume, options)
+        for line in damaged:
+            console.say(f"note: {line}")
+        if saved is not None:
+            options = resume.settings_of(saved, changes, constants())
+            options = settings.change(options, {"out": options.out or folder, "resume": ""})
+    if options.deterministic:
+        tf.config.experimental.enable_op_determinism()
     random.seed(options.seed)
     np.random.seed(options.seed)
     tf.random.set_seed(options.seed)
     tf.keras.utils.disable_interactive_logging()
-    with eagerly(options.eager):
-        return Run(options).train()
+    with eagerly(options.eager), Interrupt() as interrupt:
+        return Run(options, interrupt, saved).train()
 
 
 @contextlib.contextmanager
@@ -202,8 +226,11 @@ class Run:
     Its parts are made in the order in which they are needed: data, device, folder, network, step, evaluation.
     """
 
-    def __init__(self, options: settings.Settings) -> None:
-        self.options = options
+    def __init__(
+        self, options: settings.Settings, interrupt: Interrupt | None = None, saved: Saved | None = None
+    ) -> None:
+        """Args: the hyperparameters; what notes signals; the checkpoint to go on from, None for a new run."""
+        self.options, self.interrupt, self.saved = options, interrupt or Interrupt(), saved
         default = Path("runs") / f"{options.recipe}-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         images = data.load(
             options.data or None,
@@ -212,7 +239,9 @@ class Run:
             limit_test=options.limit_test,
             holdout=options.holdout,
         )
-        self.images = images
+        self.images, self.data_sha256 = images, images.sha256()
+        if saved is not None:
+            resume.check_data(saved, self.data_sha256)
         self.steps_per_epoch = len(images.train_labels) // options.batch_size
         if self.steps_per_epoch == 0:
             count = len(images.train_labels)
@@ -230,7 +259,7 @@ class Run:
         devices.check_batch(options.batch_size, self.placement.replicas)
         devices.check_groups(options.ghost_groups, self.placement.replicas)
         self.precision = devices.choose_precision(options.precision, self.placement.kind)
-        self.folder = record.make_folder(options.out, default)
+        self.folder = record.make_folder(options.out, default, resumed=saved is not None)
         mean, std = data.mean_std(images.train_images)
         # XLA compiles for one device; a TPU's strategy compiles by itself.
         alone = self.placement.replicas == 1 and self.placement.kind != "tpu"
@@ -263,6 +292,7 @@ class Run:
                 views=options.tta,
                 jit=self.jit,
             )
+            self.checkpoints = self._make_checkpoints()
 
     # ---- the parts -----------------------------------------------------------------------------------------
 
@@ -285,6 +315,18 @@ class Run:
         if not options.ema_every:
             return None
         return WeightAverage(model.averaged_variables(self.model), options.ema_keeps, options.ema_every)
+
+    def _make_checkpoints(self) -> Checkpoints:
+        parts = {"model": self.model, "optimizer": self.optimizer}
+        if self.average is not None:
+            parts["average"] = self.average
+        folder = self.options.checkpoint_dir or str(self.folder)
+        return Checkpoints(folder, self.options.keep, parts, self._variables())
+
+    def _variables(self) -> list[Any]:
+        """All that training changes."""
+        averages = self.average.averages if self.average is not None else ()
+        return [*self.model.variables, *self.optimizer.variables, *averages]
 
     def _make_pipeline(self, mean: np.ndarray, std: np.ndarray) -> Pipeline:
         options, images = self.options, self.images
@@ -347,41 +389,57 @@ class Run:
             console.say(f"note: {finding}")
         self.compile_seconds = self._warm_up()
         console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now\n\n{console.heading()}")
-        self.data_sha256 = self.images.sha256()  # once: it reads the whole set
         self.rows: list[dict[str, Any]] = []
         self.tta_accuracy: float | None = None
-        self.train_seconds, self.started = 0.0, time.perf_counter()
+        self.train_seconds, self.epoch_seconds, self.started = 0.0, 0.0, time.perf_counter()
+        first, step = self._restore() if self.saved is not None else (1, 0)
         last = options.stop_after or options.epochs
-        for epoch in range(1, last + 1):
-            self.rows.append(self._epoch(epoch, last))
+        for epoch in range(first, last + 1):
+            self.rows.append(self._epoch(epoch, last, step))
             console.say(console.row(self.rows[-1]))
-            result = self._result(finished=epoch == last)
-            record.write_result(self.folder, result)
+            step = 0
+            if options.checkpoint_every and (epoch % options.checkpoint_every == 0 or epoch == last):
+                self._save(epoch + 1, 0)
+            record.write_result(self.folder, self._result(finished=False))
+            self._stop_if_asked(epoch, self.steps_per_epoch, saved=bool(options.checkpoint_every))
+        with self._averaged():
+            record.write_weights(self.folder, model.evaluated_arrays(self.model))
+        result = self._result(finished=True)
+        record.write_result(self.folder, result)
         ending = "" if last == options.epochs else f" after {last} of the schedule's {options.epochs} epochs"
         views = f", {result['test_accuracy_tta']:.4f} over {options.tta} views" if self.tta_accuracy else ""
         console.say(f"\n{self._set_name()} accuracy {result['test_accuracy']:.4f}{views}{ending}")
-        console.say(f"wrote {self.folder / 'result.json'} and dawnbench.tsv")
+        console.say(f"wrote {self.folder / 'result.json'}, dawnbench.tsv and weights.npz")
         return result
 
-    def _epoch(self, epoch: int, last: int) -> dict[str, Any]:
-        """One epoch and its evaluation. Nothing is fetched from the device between its steps."""
+    def _epoch(self, epoch: int, last: int, done: int) -> dict[str, Any]:
+        """One epoch, from its step `done` on, and its evaluation.
+
+        Nothing is fetched from the device between its steps.
+        """
         options, images_a_step = self.options, self.options.batch_size
         a_call = 1 if self.placement.kind == "cpu" else 10  # steps; on an accelerator a call costs more
-        self.counters.reset()
-        self.bad_steps.reset()
-        start = time.perf_counter()
-        source = self.pipeline.open(epoch)
+        if not done:
+            self.counters.reset()
+            self.bad_steps.reset()
+        start = time.perf_counter() - self.epoch_seconds
+        source = self.pipeline.open(epoch, done)
         bar = console.EpochBar(epoch, last, self.steps_per_epoch * images_a_step)
         with contextlib.closing(bar):
-            for first in range(0, self.steps_per_epoch, a_call):
+            bar.advance(done * images_a_step)
+            for first in range(done, self.steps_per_epoch, a_call):
                 count = min(a_call, self.steps_per_epoch - first)
                 self._call(source, first, count, profile=epoch == 1 and bool(options.profile))
                 bar.advance(count * images_a_step)
+                if self.interrupt.signal and first + count < self.steps_per_epoch:
+                    self.epoch_seconds = time.perf_counter() - start
+                    self._save(epoch, first + count)
+                    self._stop_if_asked(epoch, first + count, saved=True)
                 if epoch == 1 and first == 3 and self.placement.kind == "cpu":
                     self._say_how_long((time.perf_counter() - start) / (first + 1), last)
         loss_sum, correct = self.counters.fetch()  # waits for the device, so the clock is right
         seconds = time.perf_counter() - start
-        self.train_seconds += seconds
+        self.epoch_seconds, self.train_seconds = 0.0, self.train_seconds + seconds
         if self.placement.replicas > 1:
             self.average_statistics()
         with self._averaged():
@@ -401,6 +459,52 @@ class Run:
         }
         self._check_finite(values)
         return values
+
+    # ---- stopping and going on -----------------------------------------------------------------------------
+
+    def _save(self, epoch: int, step: int) -> None:
+        """Writes a checkpoint from which `step` steps of `epoch` have been made."""
+        if self.placement.replicas > 1:
+            self.average_statistics()
+        loss_sum, correct = self.counters.fetch()
+        about = {
+            "epoch": epoch,
+            "step_of_epoch": step,
+            "loss_sum": loss_sum if step else 0.0,
+            "correct": correct if step else 0,
+            "rows": self.rows,
+            "tta_accuracy": self.tta_accuracy,
+            "train_seconds": self.train_seconds,
+            "epoch_seconds": self.epoch_seconds,
+            "total_seconds": time.perf_counter() - self.started,
+            "hyperparameters": asdict(self.options),
+            "data_sha256": self.data_sha256,
+        }
+        self.checkpoints.save((epoch - 1) * self.steps_per_epoch + step, about)
+
+    def _restore(self) -> tuple[int, int]:
+        """Goes back to the checkpoint; returns the epoch and how many of its steps have been made."""
+        assert self.saved is not None
+        self.checkpoints.restore(self.saved)
+        about = self.saved.about
+        self.counters.restore(about["loss_sum"], about["correct"])
+        self.rows, self.tta_accuracy = about["rows"], about["tta_accuracy"]
+        self.train_seconds, self.epoch_seconds = about["train_seconds"], about["epoch_seconds"]
+        self.started = time.perf_counter() - about["total_seconds"]
+        for row in self.rows:
+            console.say(console.row(row))
+        return about["epoch"], about["step_of_epoch"]
+
+    def _stop_if_asked(self, epoch: int, step: int, *, saved: bool) -> None:
+        """Ends the run if a signal came."""
+        if self.interrupt.signal is None:
+            return
+        where = f"{self.interrupt.signal.name} in epoch {epoch} after step {step} of {self.steps_per_epoch}"
+        remedy = f"go on with --resume {self.options.checkpoint_dir or self.folder}"
+        raise UserError(
+            f"stopped by {where}; {remedy if saved else 'nothing was saved: --checkpoint-every is 0'}",
+            exit_code=self.interrupt.exit_code,
+        )
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -446,8 +550,7 @@ class Run:
     def _warm_up(self) -> float:
         """Compiles by training one step and evaluating once, then undoes the step. Returns the seconds."""
         start = time.perf_counter()
-        averages = self.average.averages if self.average else []
-        variables = [*self.model.variables, *self.optimizer.variables, *averages]
+        variables = self._variables()
         before = [tf.identity(tf.convert_to_tensor(variable)) for variable in variables]
         self.train_steps(self.pipeline.open(0), tf.constant(0), tf.constant(1))
         self.evaluate()
@@ -505,9 +608,7 @@ class Run:
             "recipe": self.options.recipe,
             "seed": self.options.seed,
             "finished": finished,
-            "hyperparameters": {
-                k: v for k, v in asdict(self.options).items() if k not in ("data", "out", "profile")
-            },
+            "hyperparameters": {k: v for k, v in asdict(self.options).items() if k not in PLACES},
             "data": {
                 "source": images.source,
                 "sha256": self.data_sha256,
@@ -549,7 +650,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the epochs that had ended are in the results folder", file=sys.stderr)
+        print("interrupted; --resume goes on from the last checkpoint, if there was one", file=sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -72,7 +72,8 @@ def test_without_gradients_only_the_decay_is_left(short):
 def test_a_run_leaves_its_result(short, capsys):
     result = train_eager.train(**short)
     folder = Path(short["out"])
-    assert sorted(path.name for path in folder.iterdir()) == ["dawnbench.tsv", "result.json"]
+    left = ["checkpoints", "dawnbench.tsv", "result.json", "weights.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == left
     assert json.loads((folder / "result.json").read_text()) == result
     promised = "recipe seed hyperparameters data versions hardware precision replicas epochs test_accuracy"
     promised += " test_accuracy_tta train_seconds total_seconds images_per_second"
