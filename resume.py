@@ -52,10 +52,11 @@ def finished(folder: Path) -> bool:
         return False
 
 
-def settings_of(saved: Saved, changes: Mapping[str, Any], constants: Settings) -> Settings:
+def settings_of(folder: str, saved: Saved, changes: Mapping[str, Any], constants: Settings) -> Settings:
     """The hyperparameters to go on with: the checkpoint's, and of `changes` what says where and how.
 
     Args:
+        folder: where the run is now; it may have been moved.
         saved: the checkpoint.
         changes: hyperparameters given by the user, by name.
         constants: of this version of train_eager.py, for what the checkpoint does not know.
@@ -64,10 +65,16 @@ def settings_of(saved: Saved, changes: Mapping[str, Any], constants: Settings) -
         UserError: if the changes would make it another training; the first such difference is named.
     """
     known = {name: value for name, value in saved.about["hyperparameters"].items() if name in settings.NAMES}
-    before = replace(constants, **known | {"stop_after": constants.stop_after})  # where to stop is said anew
-    after = settings.change(
-        before, {name: value for name, value in changes.items() if name in settings.NAMES}
-    )
+    places = {
+        "stop_after": constants.stop_after,  # where to stop is said anew
+        "out": "" if "://" in folder else folder,
+        "checkpoint_dir": folder if known.get("checkpoint_dir") else "",
+        "resume": "",
+        "profile": "",
+    }
+    before = replace(constants, **known | places)
+    given = {name: value for name, value in changes.items() if name != "resume"}
+    after = settings.change(before, given)
     for name in IDENTITY:
         if getattr(before, name) != getattr(after, name):
             raise UserError(

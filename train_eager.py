@@ -197,8 +197,7 @@ def train(**changes: Any) -> dict[str, Any]:
         for line in damaged:
             console.say(f"note: {line}")
         if saved is not None:
-            options = resume.settings_of(saved, changes, constants())
-            options = settings.change(options, {"out": options.out or folder, "resume": ""})
+            options = resume.settings_of(folder, saved, changes, constants())
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
     random.seed(options.seed)
