@@ -3,13 +3,16 @@
     python devices.py                                # what there is, what a run would take, what is wrong
     python devices.py --device tpu --batch-size 512  # exit 2 if it is not there or the batch does not divide
 
-Tested: one CPU, several logical CPU devices, several CPU processes on one machine. Written from TensorFlow's
+Tested: one CPU, several logical CPU devices, two CPU processes on one machine. Written from TensorFlow's
 documentation and not yet tried on the hardware: GPUs, TPUs, SLURM.
 """
 
+import contextlib
 import json
 import os
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,19 +29,30 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 BFLOAT16_FROM = (8, 0)  # compute capability: Ampere, the first with bfloat16 tensor cores
 # What TensorFlow raises where a TPU is missing: its own errors, and those of the search for one by name.
 _TPU_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, OSError, ImportError)
+# What the operations between workers raise where one is gone: as its connection breaks, or as it is missed.
+_LOST_ERRORS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+)
+LOST_WORKER = 4  # exit code
 
 
 @dataclass(frozen=True)
 class Placement:
     """Where a run trains: the strategy, the kind of device (cpu, gpu or tpu), and why it was chosen.
 
-    `workers` is the number of processes that train together.
+    `workers` is the number of processes that train together; this one is number `worker`, from 0. Number 0
+    writes the results.
     """
 
     strategy: tf.distribute.Strategy
     kind: str
     reason: str
     workers: int = 1
+    worker: int = 0
 
     @property
     def replicas(self) -> int:
@@ -155,27 +169,57 @@ def _workers(device: str, tpu: str, resolver: Any) -> Placement:
     gpus = [] if device == "cpu" else tf.config.list_physical_devices("GPU")
     if device == "gpu" and not gpus:
         raise UserError(f"--device gpu: this worker sees no GPU; {preflight.gpu_remedy(preflight.gather())}")
+    jobs = resolver.cluster_spec().as_dict()
+    count = sum(len(hosts) for hosts in jobs.values())
+    number = resolver.task_id + (len(jobs.get("chief", ())) if resolver.task_type == "worker" else 0)
+    console.say(f"worker {number}, waiting until all {count} are there")
     try:
         if not gpus:  # the strategy would take them of itself
             tf.config.set_visible_devices([], "GPU")
-        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+        with workers_in_sight():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except RuntimeError as error:
         raise UserError(
             f"the workers cannot be joined: {error}; start Python anew and train first of all"
         ) from None
-    count = sum(len(hosts) for hosts in resolver.cluster_spec().as_dict().values())
-    reason = f"worker {resolver.task_id} of {count}"
-    return Placement(strategy, "gpu" if gpus else "cpu", reason, count)
+    return Placement(strategy, "gpu" if gpus else "cpu", f"worker {number} of {count}", count, number)
+
+
+@contextlib.contextmanager
+def workers_in_sight() -> Iterator[None]:
+    """Within it, TensorFlow's error at the loss of another worker is a UserError with exit code LOST_WORKER.
+
+    TensorFlow notices a process that is gone at once, by its connection, or within half a minute, by its
+    heartbeat. With a single worker nothing changes.
+    """
+    try:
+        yield
+    except _LOST_ERRORS as error:
+        if not _several_workers():
+            raise
+        gone = re.findall(r"^/job:\w+/replica:\d+/task:(\d+)$", str(error), flags=re.MULTILINE)
+        which = f"worker {', '.join(sorted(set(gone)))}" if gone else "another worker"
+        raise UserError(
+            f"{which} is gone, so this one ends; see what it said last, then start all workers again",
+            exit_code=LOST_WORKER,
+        ) from None
+
+
+def _several_workers() -> bool:
+    """Whether TF_CONFIG or SLURM describes more than one."""
+    if os.environ.get("TF_CONFIG", "").strip():
+        return check_tf_config(os.environ["TF_CONFIG"])
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    return tasks.isdigit() and int(tasks) > 1
 
 
 def _cluster(device: str) -> Any:
     """TensorFlow's resolver of the workers that TF_CONFIG or SLURM describes, or None for a single one."""
-    if os.environ.get("TF_CONFIG", "").strip():
-        several = check_tf_config(os.environ["TF_CONFIG"])
-        return tf.distribute.cluster_resolver.TFConfigClusterResolver() if several else None
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if not tasks.isdigit() or int(tasks) < 2:
+    if not _several_workers():
         return None
+    if os.environ.get("TF_CONFIG", "").strip():
+        return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    tasks = os.environ["SLURM_STEP_NUM_TASKS"]
     # On CPUs the resolver would divide by the number of GPUs: let it count one pretended GPU a task.
     gpus = preflight.has_nvidia() and device != "cpu"
     pretended = {} if gpus else {"gpus_per_node": int(tasks), "gpus_per_task": 1, "auto_set_gpu": False}
@@ -283,8 +327,8 @@ def main(arguments: list[str] | None = None) -> int:
             facts = preflight.gather()
             console.header(preflight.describe(facts))
         replicas, kind = placement.replicas, placement.kind
-        # TensorFlow does not compile a step for several CPU replicas with XLA.
-        jit = tf.test.is_built_with_xla() and not (kind == "cpu" and replicas > 1)
+        # As in train_eager.py: the sum over replicas does not compile, except with a TPU's strategy.
+        jit = tf.test.is_built_with_xla() and (kind == "tpu" or replicas == 1)
         chosen = {
             "a run takes": f"{kind} ({placement.reason})",
             "replicas": f"{replicas}",

@@ -280,7 +280,8 @@ def average_statistics(model: tf.keras.Model) -> None:
     replica = tf.distribute.get_replica_context()
     for weight in model.non_trainable_variables:
         if weight.path.endswith(("/running_mean", "/running_variance")):
-            weight.assign(replica.all_reduce(tf.distribute.ReduceOp.MEAN, tf.convert_to_tensor(weight)))
+            own = tf.identity(tf.convert_to_tensor(weight))  # on this device; several workers need one named
+            weight.assign(replica.all_reduce(tf.distribute.ReduceOp.MEAN, own))
 
 
 # ---- without weights ---------------------------------------------------------------------------------------

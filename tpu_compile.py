@@ -1,8 +1,9 @@
 """Compiles the complete training and evaluation steps with Google's TPU compiler, on a machine without a TPU.
 
-    python3 -m venv .tpu && .tpu/bin/pip install "jax[tpu]==0.10.2"     # nothing else here needs it
+    python3 -m venv .tpu && .tpu/bin/pip install -r requirements-tpu-compile.txt
     python tpu_compile.py --python .tpu/bin/python --out records/tpu-compile.json
     python tpu_compile.py --python .tpu/bin/python --chips v5e --precisions bfloat16 --steps train
+    python tpu_compile.py --table records/tpu-compile.json      # the README's table of a report
 
 TensorFlow lowers the steps to StableHLO in this process: augmentation, forward, backward, weight decay,
 update, batch-norm statistics and counters, everything but the sum over replicas. The other environment's
@@ -49,7 +50,8 @@ class Chip:
 
 
 CHIPS = {
-    # N. P. Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural Networks", CACM 63(7)
+    # N. P. Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural Networks", CACM 63(7),
+    # 2020: from the paper only, which is its designers' own
     "v2": Chip("v2:2x2", cores=2, flops=46e12, bandwidth=700e9, memory=16e9),
     # docs.cloud.google.com/tpu/docs/v5e
     "v5e": Chip("v5e:2x2", cores=1, flops=197e12, bandwidth=819e9, memory=16e9),
@@ -222,7 +224,9 @@ def _ask(python: str, *arguments: str) -> Any:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         if "No module named" in last or "No package metadata" in last:
-            raise UserError(f'--python {python}: {last}; {python} -m pip install "jax[tpu]==0.10.2"')
+            raise UserError(
+                f"--python {python}: {last}; {python} -m pip install -r requirements-tpu-compile.txt"
+            )
         raise UserError(f"the TPU compiler refused: {done.stderr.strip()[-2000:]}", exit_code=REFUSED)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -245,6 +249,28 @@ def line(program: Program) -> str:
         f"{1000 * program.predicted_step_seconds:.2f} ms a step, "
         f"{program.predicted_epoch_seconds:.2f} s an epoch, bound by {program.bound_by}"
     )
+
+
+def table(result: dict[str, Any]) -> str:
+    """A report as the README's table; `result` is what --out writes."""
+    lines = [
+        "| chip | precision | step | TFLOP | GB moved | GB of memory | predicted ms a step | s an epoch |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for program in result["programs"]:
+        memory = program["argument_bytes"] + program["temporary_bytes"]
+        cells = (
+            program["chip"],
+            program["precision"],
+            f"{program['step']}, {program['batch_size']} images",
+            f"{program['flops'] / 1e12:.3f}",
+            f"{program['bytes_accessed'] / 1e9:.2f}",
+            f"{memory / 1e9:.2f} ({program['memory_share']:.0%})",
+            f"{1000 * program['predicted_step_seconds']:.1f} ({program['bound_by']})",
+            f"{program['predicted_epoch_seconds']:.2f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
@@ -284,6 +310,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--batch-size", type=int, default=512, help="images a training step on one core")
     parser.add_argument("--out", default="", metavar="FILE", help="write the report there, as JSON")
+    parser.add_argument(
+        "--table", default="", metavar="FILE", help="only print a report's table, as Markdown"
+    )
     parser.add_argument("--compile", default="", help=argparse.SUPPRESS)
     parser.add_argument("--topology", default="", help=argparse.SUPPRESS)
     return parser
@@ -294,6 +323,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.compile:
         print(json.dumps(compile_for_tpu(options.compile, options.topology)))
+        return 0
+    if options.table:
+        print(table(json.loads(Path(options.table).read_text(encoding="utf-8"))))
         return 0
     try:
         result = report(options)

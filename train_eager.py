@@ -12,6 +12,7 @@ otherwise. README.md tells what is timed and what a run leaves behind.
 """
 
 import contextlib
+import hashlib
 import os
 import random
 import sys
@@ -204,7 +205,7 @@ def train(**changes: Any) -> dict[str, Any]:
     np.random.seed(options.seed)
     tf.random.set_seed(options.seed)
     tf.keras.utils.disable_interactive_logging()
-    with eagerly(options.eager), Interrupt() as interrupt:
+    with eagerly(options.eager), devices.workers_in_sight(), Interrupt() as interrupt:
         return Run(options, interrupt, saved).train()
 
 
@@ -258,9 +259,12 @@ class Run:
         devices.check_batch(options.batch_size, self.placement.replicas)
         devices.check_groups(options.ghost_groups, self.placement.replicas)
         self.precision = devices.choose_precision(options.precision, self.placement.kind)
-        self.folder = record.make_folder(options.out, default, resumed=saved is not None)
+        self.folder: Path | None = None  # of several workers, the first one writes
+        if self.placement.worker == 0:
+            self.folder = record.make_folder(options.out, default, resumed=saved is not None)
         mean, std = data.mean_std(images.train_images)
-        # XLA compiles for one device; a TPU's strategy compiles by itself.
+        # XLA compiles a step for one device. The sum over replicas is part of ours and does not compile: seen
+        # on CPUs, reported for GPUs (tensorflow issues 45940, 48502). A TPU's strategy compiles by itself.
         alone = self.placement.replicas == 1 and self.placement.kind != "tpu"
         self.jit = options.jit and not options.eager and alone
         with self.placement.strategy.scope(), dtype_policy(self.precision):
@@ -386,6 +390,8 @@ class Run:
         console.header(self._header())
         for finding in preflight.findings(preflight.gather(), self.placement.kind, jit=self.jit):
             console.say(f"note: {finding}")
+        if options.jit and self.placement.replicas > 1 and self.placement.kind != "tpu":
+            console.say("note: no XLA, which compiles the step for a single replica only")
         self.compile_seconds = self._warm_up()
         console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now\n\n{console.heading()}")
         self.rows: list[dict[str, Any]] = []
@@ -397,18 +403,24 @@ class Run:
             self.rows.append(self._epoch(epoch, last, step))
             console.say(console.row(self.rows[-1]))
             step = 0
-            if options.checkpoint_every and (epoch % options.checkpoint_every == 0 or epoch == last):
+            due = options.checkpoint_every and (epoch % options.checkpoint_every == 0 or epoch == last)
+            if due or (self.interrupt.signal and self.placement.workers == 1):
                 self._save(epoch + 1, 0)
-            record.write_result(self.folder, self._result(finished=False))
-            self._stop_if_asked(epoch, self.steps_per_epoch, saved=bool(options.checkpoint_every))
-        with self._averaged():
-            record.write_weights(self.folder, model.evaluated_arrays(self.model))
+            if self.folder:
+                record.write_result(self.folder, self._result(finished=False))
+            self._stop_if_asked(epoch, self.steps_per_epoch)
         result = self._result(finished=True)
-        record.write_result(self.folder, result)
+        if self.folder:
+            with self._averaged():
+                record.write_weights(self.folder, model.evaluated_arrays(self.model))
+            record.write_result(self.folder, result)
         ending = "" if last == options.epochs else f" after {last} of the schedule's {options.epochs} epochs"
         views = f", {result['test_accuracy_tta']:.4f} over {options.tta} views" if self.tta_accuracy else ""
         console.say(f"\n{self._set_name()} accuracy {result['test_accuracy']:.4f}{views}{ending}")
-        console.say(f"wrote {self.folder / 'result.json'}, dawnbench.tsv and weights.npz")
+        if self.placement.workers > 1:
+            console.say(f"weights sha256 {self._weights_sha256()}")  # to be seen to be every worker's
+        if self.folder:
+            console.say(f"wrote {self.folder / 'result.json'}, dawnbench.tsv and weights.npz")
         return result
 
     def _epoch(self, epoch: int, last: int, done: int) -> dict[str, Any]:
@@ -432,8 +444,9 @@ class Run:
                 bar.advance(count * images_a_step)
                 if self.interrupt.signal and first + count < self.steps_per_epoch:
                     self.epoch_seconds = time.perf_counter() - start
-                    self._save(epoch, first + count)
-                    self._stop_if_asked(epoch, first + count, saved=True)
+                    if self.placement.workers == 1:  # the others do not know that this one stops
+                        self._save(epoch, first + count)
+                    self._stop_if_asked(epoch, first + count)
                 if epoch == 1 and first == 3 and self.placement.kind == "cpu":
                     self._say_how_long((time.perf_counter() - start) / (first + 1), last)
         loss_sum, correct = self.counters.fetch()  # waits for the device, so the clock is right
@@ -466,6 +479,8 @@ class Run:
         if self.placement.replicas > 1:
             self.average_statistics()
         loss_sum, correct = self.counters.fetch()
+        if self.folder is None:
+            return
         about = {
             "epoch": epoch,
             "step_of_epoch": step,
@@ -494,15 +509,14 @@ class Run:
             console.say(console.row(row))
         return about["epoch"], about["step_of_epoch"]
 
-    def _stop_if_asked(self, epoch: int, step: int, *, saved: bool) -> None:
+    def _stop_if_asked(self, epoch: int, step: int) -> None:
         """Ends the run if a signal came."""
         if self.interrupt.signal is None:
             return
         where = f"{self.interrupt.signal.name} in epoch {epoch} after step {step} of {self.steps_per_epoch}"
-        remedy = f"go on with --resume {self.options.checkpoint_dir or self.folder}"
+        folder = self.options.checkpoint_dir or self.folder or "the first worker's folder"
         raise UserError(
-            f"stopped by {where}; {remedy if saved else 'nothing was saved: --checkpoint-every is 0'}",
-            exit_code=self.interrupt.exit_code,
+            f"stopped by {where}; go on with --resume {folder}", exit_code=self.interrupt.exit_code
         )
 
     @contextlib.contextmanager
@@ -562,6 +576,12 @@ class Run:
         memory.give_back()
         return time.perf_counter() - start
 
+    def _weights_sha256(self) -> str:
+        digest = hashlib.sha256()
+        for weight in self.model.trainable_variables:
+            digest.update(weight.numpy().tobytes())
+        return digest.hexdigest()
+
     # ---- what it says --------------------------------------------------------------------------------------
 
     def _set_name(self) -> str:
@@ -581,7 +601,7 @@ class Run:
             f"{self.precision}, {'XLA' if self.jit or self.placement.kind == 'tpu' else 'no XLA'}",
             "versions": ", ".join(f"{name} {version}" for name, version in record.versions().items()),
             "timed": "train s: training alone; total s: evaluation too; neither loading nor compiling",
-            "results": str(self.folder),
+            "results": str(self.folder or "worker 0 writes them"),
         }
 
     def _differences(self) -> str:
