@@ -10,6 +10,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 20
+# Rounding that decides a ReLU or a max-pool anew is felt a thousandfold from then on: even one replica, started
+# with weights that differ in their last bit, ends 20 steps up to 1e-3 apart. So the long comparison has a smooth
+# activation and strides in place of pools, and DavidNet's ends before chance comes in.
+SMOOTH = {"network": "conv3", "activation": "celu"}
 
 TRAIN = """
 import json, sys
@@ -61,13 +65,20 @@ def trained(small_data, tmp_path_factory):
 @pytest.mark.parametrize("replicas", [2, 4])
 @pytest.mark.parametrize("pipeline", ["host", "device"])
 def test_losses_weights_and_statistics_are_one_replicas(trained, replicas, pipeline):
-    one, several = trained(1), trained(replicas, pipeline=pipeline)
+    one, several = trained(1, **SMOOTH), trained(replicas, pipeline=pipeline, **SMOOTH)
     assert len(one["losses"]) == STEPS
     np.testing.assert_allclose(several["losses"], one["losses"], rtol=1e-4)
     assert set(one) == set(several)
     for path, value in one.items():
         scale = np.abs(value).max()
         np.testing.assert_allclose(several[path], value, atol=2e-3 * scale + 1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_davidnets_first_steps_and_its_later_losses_are_one_replicas(trained, replicas):
+    one, several = trained(1)["losses"], trained(replicas)["losses"]
+    np.testing.assert_allclose(several[:3], one[:3], rtol=1e-5)
+    np.testing.assert_allclose(several, one, rtol=1e-2)
 
 
 def test_without_sync_bn_each_replica_normalises_its_own_images(trained):
