@@ -113,6 +113,16 @@ def hardware(accelerators: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+def peak_memory_gib() -> float | None:
+    """The most memory this process has held at once, in GiB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
+
+
 def _processor() -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:

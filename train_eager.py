@@ -645,6 +645,7 @@ class Run:
             "train_seconds": self.train_seconds,
             "total_seconds": rows[-1]["total_seconds"],
             "compile_seconds": self.compile_seconds,
+            "peak_memory_gib": record.peak_memory_gib(),
             "images_per_second": seen / self.train_seconds,
         }
 

@@ -1,11 +1,16 @@
 """Files are written whole or not at all."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import record
 from errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -18,8 +23,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, fail)
-            with pytest.raises(UserError, match=r"result\.json: No space left on device; try another --out"):
+            with pytest.raises(
+                UserError, match=r"result\.json: No space left on device; free the disk"
+            ) as refusal:
                 record.write_whole(path, "new")
+            assert refusal.value.exit_code == 5
         assert path.read_text() == "old"
         assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
     record.write_whole(path, "new")
@@ -50,3 +58,16 @@ def test_versions_and_hardware_name_what_decides_the_numbers():
     assert {"python", "tensorflow", "keras", "numpy"} <= set(record.versions())
     machine = record.hardware(["GPU 0"])
     assert machine["cores"] >= 1 and machine["processor"] and machine["accelerators"] == ["GPU 0"]
+
+
+def test_peak_memory_grows_with_what_is_held():
+    """In a process of its own, whose peak is not that of earlier tests."""
+    code = (
+        "import numpy as np, record\n"
+        "before = record.peak_memory_gib()\n"
+        "held = np.ones(2**27)\n"  # 1 GiB
+        "print(record.peak_memory_gib() - before, before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    grown, before = map(float, done.stdout.split())
+    assert grown == pytest.approx(1, abs=0.05) and 0.005 < before < 1
