@@ -185,15 +185,7 @@ def serve(network: str, task: rivals.Task) -> int:
 def _memory() -> dict[str, float | None]:
     """GiB that this process has held at most in this turn, and holds; None where the system is silent."""
     path = "/proc/self/status"
-    return {"peak_gib": _proc_gib(path, "VmHWM:"), "resident_gib": _proc_gib(path, "VmRSS:")}
-
-
-def _proc_gib(path: str, key: str) -> float | None:
-    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.startswith(key):
-                return int(line.split()[1]) / 2**20  # from kB
-    return None
+    return {"peak_gib": record.proc_gib(path, "VmHWM:"), "resident_gib": record.proc_gib(path, "VmRSS:")}
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------
@@ -288,7 +280,7 @@ def _turn(worker: Worker, candidate: rivals.Candidate, name: str, steps: int) ->
 
 def _check_memory(found: dict[str, dict[str, Any]]) -> None:
     """Raises UserError if the candidates would not have the memory for their turns."""
-    free = _proc_gib("/proc/meminfo", "MemAvailable:")
+    free = record.proc_gib("/proc/meminfo", "MemAvailable:")
     needed = SPARE_GIB + max((values["given_back_gib"] for values in found.values()), default=0.0)
     if free is not None and free < needed:
         raise UserError(
