@@ -3,6 +3,7 @@
     python3 -m venv .tpu && .tpu/bin/pip install -r requirements-tpu-compile.txt
     python tpu_compile.py --python .tpu/bin/python --out records/tpu-compile.json
     python tpu_compile.py --python .tpu/bin/python --chips v5e --precisions bfloat16 --steps train
+    python tpu_compile.py --python .tpu/bin/python --recipe speedrun
     python tpu_compile.py --table records/tpu-compile.json      # the README's table of a report
 
 TensorFlow lowers the steps to StableHLO in this process: augmentation, forward, backward, weight decay,
@@ -105,17 +106,20 @@ def predict(name: str, step: str, precision: str, batch_size: int, counts: dict[
 # ---- TensorFlow's half -------------------------------------------------------------------------------------
 
 
-def lower(precision: str, batch_size: int, folder: Path) -> dict[str, tuple[Path, int]]:
-    """Writes the steps of train_eager.py's recipe as StableHLO; returns file and batch size for each step.
+def lower(precision: str, recipe: str, batch_size: int | None, folder: Path) -> dict[str, tuple[Path, int]]:
+    """Writes the steps of a recipe as StableHLO; returns file and batch size (None: its own) for each step.
 
     The images are noise: only their shapes enter the programs.
     """
     import numpy as np
     import tensorflow as tf
 
+    import recipes
     import settings
     import train_eager
 
+    values = recipes.resolve(recipe, train_eager.constants())
+    batch_size = batch_size or values.batch_size
     generator = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
     for part, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
@@ -131,7 +135,7 @@ def lower(precision: str, batch_size: int, folder: Path) -> dict[str, tuple[Path
         "pipeline": "device",
         "operations": "plain",
     }
-    run = train_eager.Run(settings.change(train_eager.constants(), changes))
+    run = train_eager.Run(settings.change(values, changes))
     batch = train_eager.EVALUATION_BATCH
     examples = {
         "train": (run.train_step, run.pipeline.take(run.pipeline.open(1), tf.constant(0))),
@@ -280,7 +284,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     programs = []
     with tempfile.TemporaryDirectory() as folder:
         for precision in options.precisions:
-            files = lower(precision, options.batch_size, Path(folder))
+            files = lower(precision, options.recipe, options.batch_size, Path(folder))
             for step in options.steps:
                 path, batch = files[step]
                 for chip in options.chips:
@@ -288,7 +292,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
                     programs.append(predict(chip, step, precision, batch, _ask(options.python, *arguments)))
                     print(line(programs[-1]), flush=True)
     return {
-        "recipe": "davidnet",
+        "recipe": options.recipe,
         "what": "compiled for a TPU without one; seconds are roofline predictions for one core, not measured",
         "versions": versions,
         "chips": {name: asdict(CHIPS[name]) for name in options.chips},
@@ -308,7 +312,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chips", nargs="+", choices=tuple(CHIPS), default=list(CHIPS))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--batch-size", type=int, default=512, help="images a training step on one core")
+    parser.add_argument("--recipe", default="davidnet", help="one of recipes.py's (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, help="images a training step on one core (the recipe's)")
     parser.add_argument("--out", default="", metavar="FILE", help="write the report there, as JSON")
     parser.add_argument(
         "--table", default="", metavar="FILE", help="only print a report's table, as Markdown"
