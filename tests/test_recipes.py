@@ -175,7 +175,7 @@ def test_the_commands(capsys, tmp_path):
     assert len(arrows) == len(boxes) - 2 + 2  # a box's arrow each but the images', less the frame; two skips
     assert recipes.main(["--svg", str(drawing)]) == 2
     assert recipes.main(["--diff", "davidnet", "davidnte"]) == 2
-    assert recipes.main(["--describe", "davidnet", "--svg", str(tmp_path / "no" / "net.svg")]) == 2
+    assert recipes.main(["--describe", "davidnet", "--svg", str(tmp_path / "no" / "net.svg")]) == 5
 
 
 def test_the_table_takes_its_measurements_from_the_records(tmp_path):

@@ -48,8 +48,9 @@ def wait_for_row(process, log):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("pipeline", ["host", "device"])
+@pytest.mark.parametrize(
+    ("number", "code", "pipeline"), [(signal.SIGTERM, 143, "host"), (signal.SIGINT, 130, "device")]
+)
 def test_a_signal_saves_and_the_run_goes_on(number, code, pipeline, data, undisturbed, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     with open(log, "w") as file:
