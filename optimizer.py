@@ -169,7 +169,7 @@ class Muon(Nesterov):
 
     A filter bank (kh, kw, C, K) is first scaled to the norm sqrt(K); then it moves by `rate` times the
     orthogonalised K x (C kh kw) matrix of g + filter_momentum a, where a <- filter_momentum a + g. Each bank by
-    itself: padded to a common shape and stacked, the products were not faster (records/bench-speedrun-cpu.json).
+    itself; `python bench.py --network speedrun --sections update` compares that with padding and stacking them.
 
     Args:
         filter_momentum: from 0 to below 1.
