@@ -10,13 +10,13 @@ The constants at the top of train_eager.py are the recipe `davidnet`; each other
 in the one below it.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import record
 import settings
 from errors import Parser, UserError
 from settings import Settings
@@ -336,13 +336,8 @@ def network(values: Settings, classes: int = 10) -> Any:
 def measured(folder: Path) -> dict[str, list[float]]:
     """Accuracies in percent of the finished full runs recorded in a folder, by recipe; with TTA where it has one."""
     found: dict[str, list[float]] = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {path}: {error}; restore it, or move it away") from None
-        if not isinstance(result, dict) or "test_accuracy" not in result:
-            continue  # a record of something else
+    for path in sorted(path for path in folder.glob("*.json") if record.is_result(path)):
+        result = record.read_result(path)
         full = result["finished"] and len(result["epochs"]) == result["hyperparameters"]["epochs"]
         if full and not result["data"]["synthetic"] and result["recipe"] in RECIPES:
             accuracy = result["test_accuracy_tta"] or result["test_accuracy"]

@@ -10,6 +10,7 @@ import tensorflow as tf
 import describe
 import model
 import recipes
+import record
 import settings
 import train_eager
 from errors import UserError
@@ -183,12 +184,16 @@ def test_the_table_takes_its_measurements_from_the_records(tmp_path):
         "recipe": "speedrun", "finished": True, "epochs": [{}] * 8, "hyperparameters": {"epochs": 8},
         "data": {"synthetic": False}, "test_accuracy": 0.93, "test_accuracy_tta": 0.94,
     }  # fmt: skip
-    (tmp_path / "a.json").write_text(json.dumps(result))
-    (tmp_path / "b.json").write_text(json.dumps(result | {"test_accuracy_tta": 0.942}))
-    (tmp_path / "short.json").write_text(json.dumps(result | {"epochs": [{}]}))
-    (tmp_path / "made-up.json").write_text(json.dumps(result | {"data": {"synthetic": True}}))
+    (tmp_path / "a.json").write_text(record.encode(result))
+    (tmp_path / "b.json").write_text(record.encode(result | {"test_accuracy_tta": 0.942}))
+    (tmp_path / "short.json").write_text(record.encode(result | {"epochs": [{}]}))
+    (tmp_path / "made-up.json").write_text(record.encode(result | {"data": {"synthetic": True}}))
     (tmp_path / "bench.json").write_text(json.dumps({"rows": []}))
     assert recipes.measured(tmp_path) == {"speedrun": pytest.approx([94.0, 94.2])}
+    (tmp_path / "b.json").write_text(record.encode(result).replace("0.94", "0.95"))
+    with pytest.raises(UserError, match=r"b\.json is not what was written"):
+        recipes.measured(tmp_path)
+    (tmp_path / "b.json").unlink()
     (tmp_path / "torn.json").write_text("{")
     with pytest.raises(UserError, match=r"torn\.json"):
         recipes.measured(tmp_path)
