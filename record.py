@@ -80,6 +80,25 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     write_whole(folder / "dawnbench.tsv", dawnbench_table(result["epochs"]))
 
 
+def read_result(run: Path) -> dict[str, Any]:
+    """What result.json holds, of a run's folder, or of such a file itself.
+
+    Raises UserError if it is missing, damaged, or something else.
+    """
+    path = run
+    try:
+        path = run / "result.json" if run.is_dir() else run
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; give the folder of a run") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy the run's folder anew") from None
+    parts = {"hyperparameters": dict, "data": dict, "epochs": list}
+    if not isinstance(result, dict) or any(not isinstance(result.get(k), v) for k, v in parts.items()):
+        raise UserError(f"{path} is no run's result.json; give the folder of a run")
+    return result
+
+
 def dawnbench_table(rows: Sequence[dict[str, Any]]) -> str:
     """DAWNBench's TSV of an epoch a line. `rows` are the epochs of result.json, each one's own seconds."""
     lines, seconds = ["epoch\thours\ttop1Accuracy"], 0.0

@@ -262,7 +262,7 @@ class Run:
         self.folder: Path | None = None  # of several workers, the first one writes
         if self.placement.worker == 0:
             self.folder = record.make_folder(options.out, default, resumed=saved is not None)
-        mean, std = data.mean_std(images.train_images)
+        self.mean, self.std = mean, std = data.mean_std(images.train_images)
         # XLA compiles a step for one device. The sum over replicas is part of ours and does not compile: seen
         # on CPUs, reported for GPUs (tensorflow issues 45940, 48502). A TPU's strategy compiles by itself.
         alone = self.placement.replicas == 1 and self.placement.kind != "tpu"
@@ -634,6 +634,10 @@ class Run:
                 "synthetic": images.synthetic,
                 "train_images": len(images.train_labels),
                 "test_images": len(images.test_labels),
+                # What a prediction needs besides the weights; mean and deviation on the 0-1 scale.
+                "classes": list(images.classes),
+                "mean": self.mean.tolist(),
+                "std": self.std.tolist(),
             },
             "versions": record.versions(),
             "hardware": record.hardware(accelerators),
