@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 import data
 import record
 from errors import UserError
+from settings import Settings
 
 if TYPE_CHECKING:  # it imports TensorFlow
     from trained import Trained
@@ -67,12 +69,18 @@ def judge(plain: NDArray[Any], viewed: NDArray[Any], labels: NDArray[np.int32]) 
     )
 
 
-def load_data(run: "Trained", path: str | None) -> data.ImageSet:
-    """The run's own images: its test part, or what it held out.
+def load_data(result: Mapping[str, Any], options: Settings, path: str | None) -> data.ImageSet:
+    """A run's own images: those it trained on, and its test part, or what it held out.
 
-    Raises UserError if they are others, or have other classes.
+    Args:
+        result: the run's result.json.
+        options: its hyperparameters.
+        path: see data.load; None or "" also for the synthetic images of a run on those.
+
+    Raises:
+        UserError: if they are others, or have other classes.
     """
-    options, known = run.options, run.result["data"]
+    known = result["data"]
     images = data.load(
         path or ("synthetic" if known.get("synthetic") else None),
         seed=options.seed,
@@ -80,11 +88,11 @@ def load_data(run: "Trained", path: str | None) -> data.ImageSet:
         limit_test=options.limit_test,
         holdout=options.holdout,
     )
-    classes, sha256 = run.classifier.description.classes, images.sha256()
-    if images.classes != classes:
+    classes, sha256 = known.get("classes"), images.sha256()
+    if classes is not None and list(images.classes) != classes:
         raise UserError(
-            f"--data: {images.source} has the classes {', '.join(images.classes)}, the run {', '.join(classes)}; "
-            "give the data it was trained on"
+            f"--data: {images.source} has the classes {', '.join(images.classes)}, the run had "
+            f"{', '.join(map(str, classes))}; give the data it was trained on"
         )
     if sha256 != known.get("sha256"):
         raise UserError(

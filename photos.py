@@ -27,16 +27,20 @@ BMP_MASKS = (0xFF0000, 0xFF00, 0xFF)  # of red, green and blue, in the only orde
 def find(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """The files, and of folders all those below them that end like images, in the order of their names.
 
-    Raises UserError for a path that is not there, or a folder without images.
+    Raises UserError for a folder without images, or that cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; give a folder that can be read")
+
     found: list[Path] = []
     for path in map(Path, names):
-        if not path.is_dir():
+        if not os.path.isdir(path):
             found.append(path)
             continue
         below = [
             Path(folder, name)
-            for folder, _, files in os.walk(path)
+            for folder, _, files in os.walk(path, onerror=refuse)
             for name in files
             if name.lower().endswith(SUFFIXES)
         ]

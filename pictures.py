@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import formats
 import recipes
 import record
 import schedule
 import settings
-from confusion import VIEWS
+from confusion import VIEWS, load_data
 from errors import Parser, UserError
 
 # M. Okabe and K. Ito's, "Color Universal Design", 2008: told apart with any colour vision.
@@ -69,6 +70,12 @@ def learning_rate(hyperparameters: Mapping[str, Any]) -> schedule.PiecewiseLinea
     )
 
 
+def title(result: Mapping[str, Any]) -> str:
+    """A run in a few words; of made-up images it says so."""
+    synthetic = ", synthetic images" if result["data"].get("synthetic") else ""
+    return f"{result['recipe']}, seed {result['seed']}{synthetic}"
+
+
 def curves(results: Sequence[Mapping[str, Any]]) -> Any:
     """Loss and accuracy by epoch of one or more results, with the published curve behind those of davidnet."""
     figure = new_figure(10, 4.6)
@@ -78,17 +85,21 @@ def curves(results: Sequence[Mapping[str, Any]]) -> Any:
             rows = result["epochs"]
             epochs = [row["epoch"] for row in rows]
             held_out = "validation" if result["hyperparameters"].get("holdout") else "test"
-            label = f"{result['recipe']}, seed {result['seed']}"
+            label = title(result)
             smoothing = result["hyperparameters"].get("label_smoothing")
             training = f"training (loss with labels smoothed by {smoothing:g})" if smoothing else "training"
-            for part, line, called in (("train", "-", training), ("test", "--", held_out)):
+            for part, line, fill, called in (
+                ("train", "-", colour, training),
+                ("test", "--", "white", held_out),
+            ):
                 panel.plot(
                     epochs,
                     [row[f"{part}_{name}"] for row in rows],
                     line,
                     color=colour,
                     marker="o",
-                    markersize=3,
+                    markersize=4,
+                    markerfacecolor=fill,
                     label=f"{label}: {called}",
                 )
             if name == "accuracy" and result.get("test_accuracy_tta"):
@@ -130,14 +141,20 @@ def filters(kernel: NDArray[np.float32]) -> Any:
     rows = -(-count // columns)
     figure = new_figure(0.75 * columns, 0.9 * rows + 0.7)
     for index, panel in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        panel.set_axis_off()
-        if index < count:
-            filter_ = kernel[..., index]
-            panel.imshow(0.5 + 0.5 * filter_ / max(np.abs(filter_).max(), 1e-30))
-            panel.set_title(str(index + 1), fontsize=SMALL)
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_color("#cccccc")
+        if index >= count:
+            panel.set_axis_off()
+            continue
+        filter_ = kernel[..., index]
+        panel.imshow(0.5 + 0.5 * filter_ / max(np.abs(filter_).max(), 1e-30))
+        panel.set_title(str(index + 1), fontsize=SMALL)
+    half = count // 2
+    signs = np.array_equal(kernel[..., :half], -kernel[..., half:])
     figure.suptitle(
-        f"Whitening filters, {size}x{size} pixels, by falling variance of what they see.\n"
-        "Each over its own largest weight; grey is 0.",
+        f"Whitening filters, {size}x{size} pixels, by falling variance of what they pick out"
+        + (f"; from {half + 1} on the same negated" if signs else "")
+        + ".\nEach over its own largest weight; grey is 0.",
         fontsize=10,
     )
     return figure
@@ -146,8 +163,8 @@ def filters(kernel: NDArray[np.float32]) -> Any:
 # ---- the test set ------------------------------------------------------------------------------------------
 
 
-def confusion_matrix(predictions: Mapping[str, Any], views: str) -> Any:
-    """The confusion matrix of a predictions.json, made with those views; the colour is of the mistakes alone."""
+def confusion_matrix(predictions: Mapping[str, Any], about: str) -> Any:
+    """The confusion matrix of a predictions.json, `about` above it; the colour is of the mistakes alone."""
     classes, counts = predictions["classes"], np.array(predictions["confusion"])
     count, mistakes = len(classes), counts * (1 - np.eye(len(classes), dtype=int))
     figure = new_figure(0.62 * count + 2.2, 0.52 * count + 1.6)
@@ -174,7 +191,7 @@ def confusion_matrix(predictions: Mapping[str, Any], views: str) -> Any:
     axes.set(xlabel="taken for", ylabel="class")
     right = int(np.trace(counts))
     share = right / max(int(counts.sum()), 1)
-    axes.set_title(f"{right:,} of {counts.sum():,} right ({share:.2%}) with {VIEWS[views]}", fontsize=10)
+    axes.set_title(f"{about}: {right:,} of {counts.sum():,} right ({share:.2%})", fontsize=10)
     figure.colorbar(picture, label="mistakes (images)", shrink=0.8)
     return figure
 
@@ -185,8 +202,8 @@ def _grey_square(index: int) -> Any:
     return Rectangle((index - 0.5, index - 0.5), 1, 1, color="#dddddd")
 
 
-def mistakes(predictions: Mapping[str, Any]) -> Any:
-    """The images of a predictions.json that the network is most wrong about."""
+def mistakes(predictions: Mapping[str, Any], about: str) -> Any:
+    """The images of a predictions.json that the network is most wrong about, `about` above them."""
     from matplotlib.image import imread
 
     classes, found = predictions["classes"], predictions["mistakes"]
@@ -201,7 +218,7 @@ def mistakes(predictions: Mapping[str, Any]) -> Any:
             label, taken = classes[mistake["label"]], classes[mistake["predicted"]]
             text = f"{label}, taken for\n{taken}, {mistake['probability']:.3f}"
             panel.set_title(text, fontsize=SMALL, parse_math=False)
-    figure.suptitle("Most wrong about: the class, what it was taken for, with which probability", fontsize=10)
+    figure.suptitle(f"{about}: the mistakes it is surest of, with the probability it gives them", fontsize=10)
     return figure
 
 
@@ -251,8 +268,8 @@ def draw(run: Path, out: Path, beside: Sequence[Path] = (), data: str = "") -> l
         schedule.plot(learning_rate(result["hyperparameters"]), str(out / "learning-rate.png"))
         write(curves([result, *others]), out / "curves.png")
         drawn = [Drawn("learning-rate.png"), Drawn("curves.png"), _draw_filters(run, out)]
-        drawn += _draw_predictions(run, out, result["hyperparameters"].get("tta", "none"))
-    except (LookupError, TypeError, ValueError, ArithmeticError, SyntaxError, OSError) as error:  # of PIL too
+        drawn += _draw_predictions(run, out, result)
+    except (*formats.BROKEN_NPZ, OSError) as error:  # OSError: PIL's, for an image that is none
         raise UserError(f"a file of {run} is damaged ({error!r}); copy the run's folder anew") from None
     return [*drawn, _draw_sheet(result, out, data)]
 
@@ -261,23 +278,24 @@ def _draw_filters(run: Path, out: Path) -> Drawn:
     name, path = "filters.png", run / "weights.npz"
     if not path.is_file():
         return Drawn(name, "there is no weights.npz")
-    with np.load(path, allow_pickle=False) as weights:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as weights:
         if "whiten/kernel" not in weights:
             return Drawn(name, "the network does not whiten")
         write(filters(weights["whiten/kernel"]), out / name)
     return Drawn(name)
 
 
-def _draw_predictions(run: Path, out: Path, views: str) -> list[Drawn]:
+def _draw_predictions(run: Path, out: Path, result: Mapping[str, Any]) -> list[Drawn]:
     path = run / "predictions.json"
     if not path.is_file():
         why = f"there is no predictions.json; write it: python predict.py {run} --evaluate"
         return [Drawn("confusion.png", why), Drawn("mistakes.png", why)]
     predictions = read_predictions(path)
-    write(confusion_matrix(predictions, views), out / "confusion.png")
+    about = f"{title(result)}, {VIEWS[result['hyperparameters'].get('tta', 'none')]}"
+    write(confusion_matrix(predictions, about), out / "confusion.png")
     if not predictions["mistakes"]:
         return [Drawn("confusion.png"), Drawn("mistakes.png", "there are no mistakes")]
-    write(mistakes(predictions), out / "mistakes.png")
+    write(mistakes(predictions, about), out / "mistakes.png")
     return [Drawn("confusion.png"), Drawn("mistakes.png")]
 
 
@@ -288,7 +306,8 @@ def _draw_sheet(result: Mapping[str, Any], out: Path, data: str) -> Drawn:
     import preview  # it imports TensorFlow
 
     known = {key: value for key, value in result["hyperparameters"].items() if key in settings.NAMES}
-    preview.write(out / name, known | {"data": data})
+    options = preview.hyperparameters(known)
+    write(preview.sheet(load_data(result, options, data), options), out / name)
     return Drawn(name)
 
 

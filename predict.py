@@ -4,8 +4,8 @@
     python predict.py runs/NAME --evaluate                 # accuracy of each class, confusion matrix
     python predict.py runs/NAME --export model             # as a SavedModel and as model.keras
 
-A probability is the softmax of the logits, averaged over the run's views (--tta for others). Files of any size
-will do: photos.py says how they become 32x32 pixels.
+A probability is the softmax of the logits' mean over the run's views of the image (--tta for others). Files of any
+size will do: photos.py says how they become 32x32 pixels.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+from tqdm import tqdm
 
 import settings
 from confusion import evaluate, evaluation_text, load_data, probabilities, write_predictions
@@ -46,7 +47,8 @@ def classify(run: "Trained", names: list[str]) -> list[dict[str, Any]]:
     import photos
 
     paths = photos.find(names)
-    images = np.stack([photos.read(path) for path in paths])
+    bar = tqdm(paths, unit="images", leave=False, disable=None)
+    images = np.stack([photos.read(path) for path in bar])
     classes, found = run.classifier.description.classes, []
     for path, row in zip(paths, probabilities(run.logits(images)), strict=True):
         best = np.argsort(-row, kind="stable")[:TOP]
@@ -125,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _evaluate(run: "Trained", path: str | None) -> None:
-    images = load_data(run, path)
+    images = load_data(run.result, run.options, path)
     found = evaluate(run, images)
     print(evaluation_text(run, images, found))
     views = run.classifier.description.views

@@ -4,6 +4,7 @@ The images come out of the pipeline that training uses, for the same seed, epoch
 ones that it trains on.
 """
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,18 @@ ROWS, EPOCHS = 10, 8  # of the sheet
 GAP = 2  # pixels between images
 
 
+def hyperparameters(changes: Mapping[str, Any]) -> Settings:
+    """Those of train_eager.py but for these, by name. Raises UserError if one is wrong."""
+    recipe = changes.get("recipe", train_eager.RECIPE)
+    return settings.change(recipes.resolve(recipe, train_eager.constants()), changes)
+
+
 def write(path: Path, changes: Mapping[str, Any]) -> None:
-    """Writes the sheet for the hyperparameters that differ from train_eager.py's, by name.
+    """Writes the sheet of the hyperparameters that differ from train_eager.py's, by name.
 
     Raises UserError for wrong hyperparameters or images, without matplotlib, and if it cannot be written.
     """
-    recipe = changes.get("recipe", train_eager.RECIPE)
-    options = settings.change(recipes.resolve(recipe, train_eager.constants()), changes)
+    options = hyperparameters(changes)
     pictures.check(path)
     images = data.load(
         options.data or None,
@@ -63,11 +69,9 @@ def sheet(images: ImageSet, options: Settings) -> Any:
     axes.tick_params(length=0, labelsize=pictures.SMALL, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     hole = " Cutout's zeros are the training set's mean colour." if options.cutout else ""
-    axes.set_title(
-        f"{options.recipe}: pad {options.pad}, flip {options.flip}, cutout {options.cutout}, seed {options.seed}."
-        + hole,
-        fontsize=pictures.SMALL + 1,
-    )
+    title = f"{images.source}, {options.recipe}: pad {options.pad}, flip {options.flip}, cutout {options.cutout}, "
+    title += f"seed {options.seed}."
+    axes.set_title(textwrap.fill(title + hole, 12 * columns), fontsize=pictures.SMALL + 1)
     return figure
 
 

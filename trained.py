@@ -238,12 +238,11 @@ def export(classifier: Classifier, folder: Path) -> None:
         logits = classifier(images)
         return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
-    names = ("saved_model", "model.keras", "classes.json")
-    held = [name for name in names if (folder / name).exists()]
-    if held:
-        raise UserError(f"--export {folder} holds {', '.join(held)} already; choose another folder")
-    temporary = None
+    names, temporary = ("saved_model", "model.keras", "classes.json"), None
     try:
+        held = [name for name in names if (folder / name).exists()]
+        if held:
+            raise UserError(f"--export {folder} holds {', '.join(held)} already; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".export."))
         archive = tf.keras.export.ExportArchive()

@@ -1,6 +1,7 @@
 """pictures.py and preview.py: the pictures show the numbers they are made from."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,24 +89,25 @@ def test_curves_are_the_results_and_the_published_one_is_behind_davidnets():
     published = lines(accuracy)[pictures.PUBLISHED]
     assert published == [[i + 1, row[2]] for i, row in enumerate(recipes.LEARNING_CURVE)]
     assert published[0][1] == 0.417
-    assert pictures.PUBLISHED not in lines(pictures.curves([result_of("speedrun")]).axes[1])
+    made_up = lines(pictures.curves([result_of("speedrun", data={"synthetic": True})]).axes[1])
+    assert list(made_up) == [f"speedrun, seed 4, synthetic images: {part}" for part in ("training", "test")]
 
 
 def test_the_confusion_matrix_shows_the_counts(predictions):
-    axes = pictures.confusion_matrix(predictions, "six").axes[0]
+    axes = pictures.confusion_matrix(predictions, "speedrun, seed 4, six views").axes[0]
     shown = {text.get_position(): text.get_text() for text in axes.texts}
     assert shown == {
         (0, 0): "7", (1, 0): "", (2, 0): "2",
         (0, 1): "1", (1, 1): "9", (2, 1): "",
         (0, 2): "", (1, 2): "", (2, 2): "4",
     }  # fmt: skip
-    assert axes.get_title() == "20 of 23 right (86.96%) with six views"
+    assert axes.get_title() == "speedrun, seed 4, six views: 20 of 23 right (86.96%)"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "$b_", "c"]
     np.testing.assert_array_equal(axes.images[0].get_array(), [[0, 0, 2], [1, 0, 0], [0, 0, 0]])
 
 
 def test_mistakes_show_image_classes_and_probability(predictions):
-    panel = pictures.mistakes(predictions).axes[0]
+    panel = pictures.mistakes(predictions, "").axes[0]
     assert panel.get_title() == "a, taken for\nc, 0.875" and panel.images[0].get_array().shape[:2] == (1, 1)
 
 
@@ -136,6 +138,20 @@ def test_a_mistake_whose_image_is_none(tmp_path, predictions, capsys):
     (tmp_path / "predictions.json").write_text(json.dumps(predictions))
     assert pictures.main([str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_damaged_weights_are_one_line(run_folder, capsys):
+    os.truncate(run_folder / "weights.npz", 3_000)
+    assert pictures.main([str(run_folder)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_sheet_of_other_images_is_refused(run_folder, small_data, capsys):
+    result = json.loads((run_folder / "result.json").read_text())
+    result["data"]["sha256"] = "0" * 64
+    (run_folder / "result.json").write_text(json.dumps(result))
+    assert pictures.main([str(run_folder), "--data", small_data]) == 2
+    assert "it had 000000000000...)" in capsys.readouterr().err
 
 
 def test_without_matplotlib_there_is_a_remedy(run_folder, monkeypatch, capsys):

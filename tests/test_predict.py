@@ -307,5 +307,5 @@ def test_other_images_or_classes_are_refused(run_folder, small_data, tmp_path, c
     (run_folder / "result.json").write_text(json.dumps(result))
     assert predict.main([str(run_folder), "--evaluate", "--data", small_data]) == 2
     error = capsys.readouterr().err
-    assert "has the classes 0, 1, 2, 3, the run 0, 1, 2, three" in error and len(error.splitlines()) == 1
+    assert "has the classes 0, 1, 2, 3, the run had 0, 1, 2, three" in error and len(error.splitlines()) == 1
     assert not (run_folder / "predictions.json").exists()
