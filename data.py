@@ -1,11 +1,16 @@
 """Finding, verifying and preparing the images. NumPy only.
 
+    python data.py --preview sheet.png                       # training images as the network sees them
+    python data.py --preview sheet.png --recipe speedrun --seed 3 --data PATH
+
 The one-time work is here: reading (formats.py), downloading (download.py), subsets, the training set's
 statistics, standardisation and padding.
 """
 
+import argparse
 import hashlib
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,8 @@ from numpy.typing import NDArray
 
 import download
 import formats
-from errors import UserError
+import settings
+from errors import Parser, UserError
 
 SYNTHETIC_TRAIN = 10_000  # images, as many of each class
 SYNTHETIC_TEST = 2_000
@@ -363,3 +369,34 @@ def reflect_pad(images: NDArray[Any], pad: int) -> NDArray[Any]:
     if not 0 <= pad <= limit:
         raise UserError(f"pad {pad} is out of range; give 0 to {limit}")
     return np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+
+
+# --- the command line ----------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
+    parser = Parser(description="Draw training images as the network sees them.", allow_abbrev=False)
+    parser.add_argument("--preview", metavar="FILE", type=Path, required=True, help="the picture to write")
+    for name in ("data", "recipe", "batch_size", "pad", "flip", "cutout", "seed"):
+        kind = settings.Settings.__annotations__[name]
+        about = settings.Settings.__dataclass_fields__[name].metadata["about"]
+        default = argparse.SUPPRESS  # train_eager.py's
+        parser.add_argument(
+            settings.flag(name), type=kind, metavar=kind.__name__.upper(), default=default, help=about
+        )
+    try:
+        changes = vars(parser.parse_args(arguments))
+        path = changes.pop("preview")
+        import preview  # here, for it needs TensorFlow
+
+        preview.write(path, changes)
+        print(f"wrote {path}")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -376,7 +376,7 @@ def _tar_members(data: bytes, path: Path) -> dict[str, bytes]:
 # --- .npz ----------------------------------------------------------------------------------------------
 
 
-_BROKEN_NPZ = (  # from a damaged zip file, and from NumPy's parser of headers, which is Python's own
+BROKEN_NPZ = (  # from a damaged zip file, and from NumPy's parser of headers, which is Python's own
     zipfile.BadZipFile,
     zlib.error,
     tokenize.TokenError,
@@ -403,7 +403,7 @@ def read_npz(path: Path) -> Arrays:
             if total > MAX_NPZ_BYTES:
                 raise ValueError(f"{total} bytes unpacked, the limit is {MAX_NPZ_BYTES}")
             arrays = {name: _npz_array(archive, name) for name in ("x_train", "y_train", "x_test", "y_test")}
-    except _BROKEN_NPZ as error:
+    except BROKEN_NPZ as error:
         raise UserError(f"{path}: {str(error) or 'truncated'}; save it anew with numpy.savez") from error
     except (NotImplementedError, RuntimeError, MemoryError) as error:  # compression, encryption, no room
         raise UserError(f"{path} cannot be read ({error}); save it anew with numpy.savez") from error

@@ -389,13 +389,21 @@ def leaves(layer: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def evaluated_arrays(model: tf.keras.Model) -> dict[str, np.ndarray]:
-    """The values of all that evaluation reads, by name: layer1/entry/conv/kernel."""
+def evaluated_variables(model: tf.keras.Model) -> dict[str, Any]:
+    """All that evaluation reads, by name: layer1/entry/conv/kernel."""
     return {
-        f"{name}/{weight.name}": np.asarray(tf.convert_to_tensor(weight))
+        f"{name}/{weight.name}": weight
         for name, layer in leaves(model)
         for weight in layer.weights
         if not isinstance(layer, tf.keras.layers.Dropout)
+    }
+
+
+def evaluated_arrays(model: tf.keras.Model) -> dict[str, np.ndarray]:
+    """Their values, by the same names."""
+    return {
+        name: np.asarray(tf.convert_to_tensor(variable))
+        for name, variable in evaluated_variables(model).items()
     }
 
 

@@ -14,7 +14,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from augment import WHOLE, Augmentation, Shard, alternate, epoch_order, own_part, step_seeds
+from data import ImageSet
 from errors import UserError
+from settings import Settings
 
 Batch = tuple[tf.Tensor, tf.Tensor]  # images float32 (B, 32, 32, 3), labels int32 (B,)
 
@@ -115,3 +117,23 @@ class HostPipeline(_Batches):
 
     def decode(self, first: tf.Tensor, second: tf.Tensor, shard: Shard = WHOLE) -> Batch:
         return own_part(first, shard), own_part(second, shard)
+
+
+def make_pipeline(
+    options: Settings, images: ImageSet, mean: NDArray[Any], std: NDArray[Any], *, jit: bool
+) -> Pipeline:
+    """The pipeline that the hyperparameters ask for, over the training images.
+
+    Args:
+        mean, std: (3,) each, of the training set, on the 0-1 scale.
+        jit: see _Batches.
+    """
+    return (HostPipeline if options.pipeline == "host" else DevicePipeline)(
+        images.train_images,
+        images.train_labels,
+        Augmentation(options.pad, options.flip == "random", options.cutout, mean, std),
+        options.batch_size,
+        options.seed,
+        alternating=options.flip == "alternating",
+        jit=jit,
+    )

@@ -88,8 +88,12 @@ def encode(result: dict[str, Any]) -> str:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What write_result was given. Raises UserError if the file is missing, damaged, edited or something else."""
+    """What write_result was given, from the file or the folder that it is in.
+
+    Raises UserError if it is missing, damaged, edited or something else.
+    """
     try:
+        path = path / "result.json" if path.is_dir() else path
         result = json.loads(path.read_text(encoding="utf-8"))
         known = result.pop(CHECKSUM)
         whole = known == _sha256(result)

@@ -12,6 +12,7 @@ neither dropout nor other extras that DavidNet has not.
 import functools
 import importlib.util
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def _our_run(task: Task, pipeline: str, recipe: str = "davidnet") -> Any:
         "pipeline": pipeline,
         "device": "cpu",
         "precision": "float32",
-        "out": str(task.data.parent / f"run-{pipeline}"),
+        "out": tempfile.mkdtemp(prefix=f"run-{pipeline}-", dir=task.data.parent),  # each run wants its own
     }
     return train_eager.Run(settings.change(recipes.resolve(recipe, train_eager.constants()), changes))
 

@@ -110,7 +110,7 @@ def plot(schedule: PiecewiseLinear, path: str) -> None:
     except ImportError:
         raise UserError("--plot needs matplotlib; try: pip install matplotlib") from None
     epochs = np.linspace(0.0, schedule.knots[-1][0], 500)
-    axes = (figure := Figure(figsize=(7, 4))).add_subplot()
+    axes = (figure := Figure(figsize=(7, 4), layout="constrained")).add_subplot()
     axes.plot(epochs, schedule(epochs))
     axes.set(xlabel="epoch", ylabel="learning rate", title="Learning rate", ylim=(0, None))
     axes.grid(alpha=0.3)

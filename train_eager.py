@@ -42,7 +42,7 @@ import record
 import resume
 import schedule
 import settings
-from augment import Augmentation, Shard
+from augment import Shard
 from averaging import WeightAverage
 from checkpoint import Checkpoints, Saved
 from errors import UserError
@@ -50,7 +50,7 @@ from evaluation import Counters, Evaluator, count_correct, cross_entropy_sum
 from finite import BadSteps, LossScale, finite_on_all
 from interrupt import Interrupt
 from layers import average_statistics
-from pipeline import DevicePipeline, HostPipeline, Pipeline
+from pipeline import make_pipeline
 
 # fmt: off
 # ---- Hyperparameters: edit here, or give the flag of the same name (--batch-size 256). ---------------------
@@ -262,7 +262,7 @@ class Run:
         self.folder: Path | None = None  # of several workers, the first one writes
         if self.placement.worker == 0:
             self.folder = record.make_folder(options.out, default, resumed=saved is not None)
-        mean, std = data.mean_std(images.train_images)
+        self.mean, self.std = mean, std = data.mean_std(images.train_images)
         # XLA compiles a step for one device. The sum over replicas is part of ours and does not compile: seen
         # on CPUs, reported for GPUs (tensorflow issues 45940, 48502). A TPU's strategy compiles by itself.
         alone = self.placement.replicas == 1 and self.placement.kind != "tpu"
@@ -280,7 +280,7 @@ class Run:
             self.decays = [plan.decay * options.batch_size / self.placement.replicas for plan in plans]
             self.average = self._make_average()
             self.counters, self.bad_steps = Counters(), BadSteps()
-            self.pipeline = self._make_pipeline(mean, std)
+            self.pipeline = make_pipeline(options, images, mean, std, jit=self.jit)
             if self.placement.kind == "cpu":  # one copy is enough
                 self.images = replace(images, train_images=self.pipeline.host_images())
             self.train_step, self.train_steps = self._make_train_step()
@@ -333,18 +333,6 @@ class Run:
         """All that training changes."""
         averages = self.average.averages if self.average is not None else ()
         return [*self.model.variables, *self.optimizer.variables, *averages]
-
-    def _make_pipeline(self, mean: np.ndarray, std: np.ndarray) -> Pipeline:
-        options, images = self.options, self.images
-        return (HostPipeline if options.pipeline == "host" else DevicePipeline)(
-            images.train_images,
-            images.train_labels,
-            Augmentation(options.pad, options.flip == "random", options.cutout, mean, std),
-            options.batch_size,
-            options.seed,
-            alternating=options.flip == "alternating",
-            jit=self.jit,
-        )
 
     def _make_train_step(self) -> tuple[Any, Any]:
         network, optimizer, pipeline = self.model, self.optimizer, self.pipeline
@@ -638,6 +626,10 @@ class Run:
                 "doubt": images.doubt,
                 "train_images": len(images.train_labels),
                 "test_images": len(images.test_labels),
+                # What a prediction needs besides the weights; mean and deviation on the 0-1 scale.
+                "classes": list(images.classes),
+                "mean": self.mean.tolist(),
+                "std": self.std.tolist(),
             },
             "versions": record.versions(),
             "hardware": record.hardware(accelerators),

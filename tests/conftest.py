@@ -1,6 +1,7 @@
 """Small data that the tests make, and a short training on it."""
 
 import os
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -36,3 +37,23 @@ def short(small_data, tmp_path):
         "epochs": 2,
         "jit": False,
     }
+
+
+@pytest.fixture(scope="session")
+def finished(small_data, tmp_path_factory):
+    """The folder of a run that has ended: one epoch, whitening, an average of the weights, two views."""
+    import train_eager
+
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    options = {"data": small_data, "out": str(folder), "device": "cpu", "jit": False, "checkpoint_every": 0}
+    options |= {"width": 4, "batch_size": 16, "epochs": 1, "learning_rate": 0.1, "seed": 3}
+    options |= {"whiten": True, "ema_every": 2, "ema_keeps": 0.9, "tta": "flip"}
+    options |= {"activation": "celu", "celu_alpha": 0.3, "pool_first": True}
+    train_eager.train(**options)
+    return folder
+
+
+@pytest.fixture
+def run_folder(finished, tmp_path):
+    """A copy of it that a test may spoil."""
+    return shutil.copytree(finished, tmp_path / "run")
