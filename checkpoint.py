@@ -6,6 +6,7 @@ the other two, of the variables' values and of itself, and what the run needs be
 hyperparameters.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -47,6 +48,20 @@ class Checkpoints:
         self.folder, self.keep, self.variables = f"{folder}/{FOLDER}", keep, list(variables)
         self.state = tf.train.Checkpoint(**parts)
 
+    def check_folder(self) -> None:
+        """Raises UserError if nothing can be written there, so that a run does not train first and find out."""
+        probe = f"{self.folder}/.probe"
+        try:
+            tf.io.gfile.makedirs(self.folder)
+            with tf.io.gfile.GFile(probe, "w") as file:
+                file.write("written")
+            tf.io.gfile.remove(probe)
+        except _FILE_ERRORS as error:
+            raise UserError(
+                f"cannot write the checkpoints to {self.folder}: {_reason(error)}; give another --checkpoint-dir, "
+                "or --checkpoint-every 0 for none"
+            ) from None
+
     def save(self, step: int, about: dict[str, Any]) -> None:
         """Writes a checkpoint, then deletes those beyond `keep`.
 
@@ -69,6 +84,8 @@ class Checkpoints:
             for old in _prefixes(self.folder)[self.keep :]:
                 _delete(old)
         except _FILE_ERRORS as error:
+            with contextlib.suppress(*_FILE_ERRORS):
+                _delete(prefix)  # what was written of it, to make room
             raise UserError(
                 f"cannot write the checkpoint {prefix}: {_reason(error)}; free the disk or the folder, then "
                 "--resume goes on from the one before",
@@ -179,4 +196,5 @@ def _reason(error: Exception) -> str:
     text = (
         getattr(error, "message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
     )
-    return " ".join(str(text).split())[:200]
+    text = " ".join(str(text).split())
+    return text if len(text) <= 200 else f"{text[:80]}...{text[-117:]}"  # TensorFlow says the cause last

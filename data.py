@@ -41,7 +41,8 @@ class ImageSet:
     """Images uint8 (N, 32, 32, 3), red-green-blue, and labels int32 (N,) from 0 to len(classes) - 1.
 
     `source` names where they are from, without its folder, for the user and the record; `synthetic` is true
-    for made-up images. With a held-out part, the `test_` arrays are that part and `source` says so.
+    for made-up images; `doubt` says why they may not be the published ones (formats.doubt), if so. With a
+    held-out part, the `test_` arrays are that part and `source` says so.
     """
 
     train_images: NDArray[np.uint8]
@@ -51,6 +52,7 @@ class ImageSet:
     classes: tuple[str, ...]
     source: str
     synthetic: bool
+    doubt: str = ""
 
     def sha256(self) -> str:
         """Hexadecimal checksum of the four arrays: dtypes, shapes and bytes, whatever they were read from."""
@@ -104,7 +106,8 @@ def _read(path: str | None) -> ImageSet:
         found = Path(os.path.expanduser(path))
     else:
         raise UserError("--data is empty; give a folder, a .tar.gz, an .npz or the word synthetic")
-    return ImageSet(*formats.read(found), source=found.resolve().name, synthetic=False)
+    arrays, doubt = formats.read(found), formats.doubt(found)
+    return ImageSet(*arrays, source=found.resolve().name, synthetic=False, doubt=doubt)
 
 
 def _find() -> Path | None:
@@ -123,7 +126,7 @@ def _download(folder: Path) -> Path:
     archive = download.fetch(
         download.CIFAR10_URLS,
         folder / formats.PYTHON.archive,
-        md5=download.CIFAR10_MD5,
+        md5=formats.PUBLISHED_MD5[formats.PYTHON.archive],
         size=download.CIFAR10_BYTES,
     )
     return download.safe_extract(archive, folder, folder=formats.PYTHON.folder, files=formats.PYTHON.files)

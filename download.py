@@ -22,9 +22,7 @@ from tqdm import tqdm
 
 from errors import UserError
 
-# The md5 is the one on the home page, https://www.cs.toronto.edu/~kriz/cifar.html. A mirror is listed only
-# where its users report the very same file; the checksum is what is trusted, not the list.
-CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
+# A mirror is listed only where its users report the very same file; the checksum is what is trusted, not the list.
 CIFAR10_BYTES = 170_498_071
 CIFAR10_URLS = (
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",

@@ -138,17 +138,25 @@ class Evaluator:
                 counters.add(cross_entropy_sum(logits, labels), count_correct(logits, labels))
 
             @tf.function
-            def steps() -> None:
-                for index in tf.range(len(targets)):
+            def steps(count: tf.Tensor) -> None:
+                for index in tf.range(count):
                     strategy.run(step, (batches[index], targets[index]))
 
             return step, steps
 
-        (self.step, self.steps), (self.views_step, self.views_steps) = make("none"), make(views)
+        self.batches = len(targets)
+        plain = make("none")
+        (self.step, self.steps), (_, self.views_steps) = plain, plain if views == "none" else make(views)
 
-    def _count(self, steps: Callable[[], None]) -> tuple[float, float]:
+    def warm_up(self) -> None:
+        """Compiles both evaluations, by one batch each."""
+        for steps in (self.steps, self.views_steps):
+            steps(tf.constant(1))
         self.counters.reset()
-        steps()
+
+    def _count(self, steps: Callable[[tf.Tensor], None]) -> tuple[float, float]:
+        self.counters.reset()
+        steps(tf.constant(self.batches))
         loss_sum, correct = self.counters.fetch()
         return loss_sum / self.count, correct / self.count
 

@@ -1,6 +1,7 @@
 """Reading CIFAR-10's file formats, and .npz files of the same shape, as untrusted input. NumPy only."""
 
 import gzip
+import hashlib
 import io
 import os
 import pickle
@@ -28,6 +29,20 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 MAX_FILE_BYTES = 1 << 26  # a batch file has about 31 MB
 MAX_TAR_BYTES = 1 << 28  # an unpacked archive has about 186 MB
 MAX_NPZ_BYTES = 1 << 32  # 1.4 million images
+
+# md5 of the published files: the archives' from their home page, https://www.cs.toronto.edu/~kriz/cifar.html, the
+# batches' as torchvision compares them (torchvision/datasets/cifar.py).
+PUBLISHED_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+    "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+    "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+}
 
 _FETCH_ANEW = "delete it and fetch it anew"
 
@@ -280,11 +295,12 @@ def _assemble(layout: Layout, where: str, read: Callable[[str], bytes]) -> Array
     return Arrays(train_images, train_labels, np.ascontiguousarray(test_images), test_labels, names)
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, limit: int | None = None) -> bytes:
+    limit = limit or MAX_FILE_BYTES
     try:
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise UserError(f"{path} has {size} bytes, the limit is {MAX_FILE_BYTES}; {_FETCH_ANEW}")
+        if size > limit:
+            raise UserError(f"{path} has {size} bytes, the limit is {limit}; {_FETCH_ANEW}")
         return path.read_bytes()
     except OSError as error:
         raise UserError(
@@ -476,6 +492,29 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     if path.suffix == ".npz":
         return read_npz(path)
     raise UserError(f"--data {path} is of no known type; give a folder, a .tar.gz or an .npz")
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def doubt(path: str | os.PathLike[str]) -> str:
+    """Why what `read` takes may not be the published CIFAR-10, to the last bit; "" if it is, or does not say so.
+
+    A damaged pixel leaves a pickle readable, and the formats have no checksum of their own: only the published
+    one tells. Other images, or theirs in another order, differ as damage does.
+    """
+    path = Path(path)
+    where, layout = (path, None) if path.is_file() else locate(path) or (path, None)
+    if where.suffix == ".npz":  # has checksums, which reading compares
+        return ""
+    if layout is None:
+        same = _md5(_read_file(where, MAX_TAR_BYTES)) in PUBLISHED_MD5.values()
+        return "" if same else f"{where.name} is not the published file, by its md5"
+    if layout is BINARY:
+        return f"{where.name} cannot be told from a damaged copy: no checksums of it are published"
+    differ = [name for name in PYTHON.files if _md5(_read_file(where / name)) != PUBLISHED_MD5[name]]
+    return f"{', '.join(differ)} of {where.name} are not the published files, by their md5" if differ else ""
 
 
 def _why_not(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """What a run leaves behind: result.json and dawnbench.tsv, each written whole or not at all."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from errors import UserError
 
+CHECKSUM = "sha256"  # key of result.json
 CANNOT_WRITE = 5  # exit code: the disk is full, or the folder read-only or gone
 
 
@@ -76,8 +78,51 @@ def write_weights(folder: Path, weights: Mapping[str, NDArray[Any]]) -> None:
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Writes result.json, and dawnbench.tsv: epoch, hours of training, accuracy in percent."""
-    write_whole(folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    write_whole(folder / "result.json", encode(result))
     write_whole(folder / "dawnbench.tsv", dawnbench_table(result["epochs"]))
+
+
+def encode(result: dict[str, Any]) -> str:
+    """A result as JSON, with a last key for the sha256 of the rest, by which read_result tells damage."""
+    return _text(result | {CHECKSUM: _sha256(result)})
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What write_result was given. Raises UserError if the file is missing, damaged, edited or something else."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        known = result.pop(CHECKSUM)
+        whole = known == _sha256(result)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its rights") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is no result of a run, or damaged ({type(error).__name__}); restore it"
+        ) from None
+    if not whole:
+        raise UserError(
+            f"{path} is not what was written (its checksum differs): damaged or edited; restore it"
+        )
+    return result
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file is the result of a run, whole or damaged, and not a record of something else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return True  # so that reading says what is wrong with it
+    return isinstance(content, dict) and bool(
+        {"test_accuracy", CHECKSUM} & set(content)
+    )  # either may be damaged
+
+
+def _text(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=2, allow_nan=False) + "\n"
+
+
+def _sha256(result: dict[str, Any]) -> str:
+    return hashlib.sha256(_text(result).encode()).hexdigest()
 
 
 def dawnbench_table(rows: Sequence[dict[str, Any]]) -> str:

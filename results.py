@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import record
 from errors import UserError
 
-MARKS = ("test_accuracy", "epochs", "recipe")  # a JSON object with these keys is a result
 LARGEST = 64 * 2**20  # bytes of a JSON file that is read; a result of 1,000 epochs has 0.3 MB
 NOT_SEARCHED = ("checkpoints", "__pycache__", "node_modules")  # folders; hidden ones are not either
 Value = str | int | float | bool | None
@@ -123,28 +123,36 @@ def search(folder: Path) -> list[Run]:
     """
     runs = []
     for file in _json_files(folder):
-        value = load(file)
-        if file.name == "result.json" or (isinstance(value, dict) and value.keys() >= set(MARKS)):
-            runs.append(_run(file, value))
+        if file.name == "result.json" or record.is_result(file):
+            runs.append(read(file))
     return runs
 
 
 def read(path: Path) -> Run:
-    """The result in one file. Raises UserError, as `find` does."""
-    return _run(path, load(path))
+    """The result in one file. Raises UserError if it is missing, damaged, edited or something else."""
+    _check_size(path)
+    return _run(path, record.read_result(path))
 
 
 def load(path: Path) -> Any:
-    """A JSON file's value. Raises UserError if it cannot be read."""
+    """Any JSON file's value. Raises UserError if it cannot be read."""
+    _check_size(path)
     try:
-        if (size := path.stat().st_size) > LARGEST:
-            raise ValueError(f"it has {size:,} bytes, above {LARGEST:,}")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         why = error.strerror or "it cannot be read"
     except (ValueError, RecursionError) as error:  # a JSON error and a wrong byte are ValueErrors
         why = str(error)
     raise UserError(f"cannot read {path}: {why}; restore it, or move it away")
+
+
+def _check_size(path: Path) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its rights") from None
+    if size > LARGEST:
+        raise UserError(f"{path} has {size:,} bytes, a result at most {LARGEST:,}; move it away")
 
 
 def _json_files(folder: Path) -> Iterator[Path]:
@@ -244,8 +252,6 @@ def clean(text: str, limit: int = 200) -> str:
 
 def _run(path: Path, value: Any) -> Run:
     top = Fields(path, value)
-    if missing := [name for name in MARKS if name not in top.values]:
-        raise UserError(f"{path} is no result: it has no {', no '.join(missing)}; give a run's result.json")
     data, hardware = top.inside("data"), top.inside("hardware")
     rows = [Fields(path, row, f"epochs[{index}]") for index, row in enumerate(top.items("epochs"))]
     hyperparameters = _hyperparameters(top.inside("hyperparameters"))

@@ -1,12 +1,12 @@
 """Which run to go on with, and whether what was asked for is still that run."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import checkpoint
+import record
 import settings
 from checkpoint import Saved
 from errors import UserError
@@ -43,9 +43,10 @@ def find(resume: str, options: Settings) -> tuple[str, Saved | None, list[str]]:
 def finished(folder: Path) -> bool:
     """Whether the run in that folder has ended and left its weights."""
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return bool(result["finished"]) and (folder / "weights.npz").exists()
-    except (OSError, ValueError, KeyError, TypeError):
+        return (
+            bool(record.read_result(folder / "result.json")["finished"]) and (folder / "weights.npz").exists()
+        )
+    except UserError:  # there is none, or it is damaged: the checkpoint counts
         return False
 
 

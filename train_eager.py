@@ -324,7 +324,10 @@ class Run:
         if self.average is not None:
             parts["average"] = self.average
         folder = self.options.checkpoint_dir or str(self.folder)
-        return Checkpoints(folder, self.options.keep, parts, self._variables())
+        checkpoints = Checkpoints(folder, self.options.keep, parts, self._variables())
+        if self.folder and self.options.checkpoint_every:
+            checkpoints.check_folder()
+        return checkpoints
 
     def _variables(self) -> list[Any]:
         """All that training changes."""
@@ -388,6 +391,8 @@ class Run:
         """Warms up, trains epoch by epoch, writes the result after each, and returns it."""
         options = self.options
         console.header(self._header())
+        if self.images.doubt:
+            console.say(f"note: {self.images.doubt}: another order, other images, or damage")
         for finding in preflight.findings(preflight.gather(), self.placement.kind, jit=self.jit):
             console.say(f"note: {finding}")
         if options.jit and self.placement.replicas > 1 and self.placement.kind != "tpu":
@@ -403,11 +408,11 @@ class Run:
             self.rows.append(self._epoch(epoch, last, step))
             console.say(console.row(self.rows[-1]))
             step = 0
+            if self.folder:
+                record.write_result(self.folder, self._result(finished=False))
             due = options.checkpoint_every and (epoch % options.checkpoint_every == 0 or epoch == last)
             if due or (self.interrupt.signal and self.placement.workers == 1):
                 self._save(epoch + 1, 0)
-            if self.folder:
-                record.write_result(self.folder, self._result(finished=False))
             self._stop_if_asked(epoch, self.steps_per_epoch)
         result = self._result(finished=True)
         if self.folder:
@@ -561,14 +566,12 @@ class Run:
             console.say(f"wrote a profile of {end} steps to {self.options.profile}")
 
     def _warm_up(self) -> float:
-        """Compiles by training one step and evaluating once, then undoes the step. Returns the seconds."""
+        """Compiles by training one step and evaluating one batch, then undoes the step. Returns the seconds."""
         start = time.perf_counter()
         variables = self._variables()
         before = [tf.identity(tf.convert_to_tensor(variable)) for variable in variables]
         self.train_steps(self.pipeline.open(0), tf.constant(0), tf.constant(1))
-        self.evaluate()
-        if self.options.tta != "none":
-            self.evaluate.views()
+        self.evaluate.warm_up()
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
         self.counters.reset()
@@ -632,6 +635,7 @@ class Run:
                 "source": images.source,
                 "sha256": self.data_sha256,
                 "synthetic": images.synthetic,
+                "doubt": images.doubt,
                 "train_images": len(images.train_labels),
                 "test_images": len(images.test_labels),
             },

@@ -9,6 +9,8 @@ import json
 import numpy as np
 import pytest
 
+import record
+
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory):
@@ -100,7 +102,7 @@ def leave(made_result):
     def write(folder, **values):
         folder.mkdir(parents=True)
         path = folder / "result.json"
-        path.write_text(json.dumps(made_result(**values)))
+        path.write_text(record.encode(made_result(**values)))
         return path
 
     return write

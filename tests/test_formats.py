@@ -1,6 +1,7 @@
 """formats.py on small files made here, whole, damaged and hostile."""
 
 import collections
+import hashlib
 import io
 import os
 import pickle
@@ -433,3 +434,22 @@ def test_a_header_that_promises_too_much_takes_no_memory(tmp_path: Path) -> None
             new.writestr(name, header.getvalue() if name == "x_train.npy" else old.read(name))
     with pytest.raises(UserError, match="does not have the bytes of its shape"):
         formats.read(tmp_path / "y.npz")
+
+
+def test_files_that_are_not_the_published_ones_are_doubted(tmp_path, monkeypatch) -> None:
+    folder = make_folder(tmp_path)
+    assert "data_batch_1" in formats.doubt(folder) and "batches.meta" in formats.doubt(folder)
+    for name in formats.PYTHON.files:
+        monkeypatch.setitem(
+            formats.PUBLISHED_MD5, name, hashlib.md5((folder / name).read_bytes()).hexdigest()
+        )
+    assert formats.doubt(tmp_path) == ""
+    content = bytearray((folder / "data_batch_3").read_bytes())
+    content[len(content) // 2] ^= 1  # a pixel, which no reader can notice
+    (folder / "data_batch_3").write_bytes(content)
+    assert formats.doubt(tmp_path).startswith("data_batch_3 of cifar-10-batches-py")
+    assert "no checksums" in formats.doubt(make_folder(tmp_path / "bin", formats.BINARY))
+    save(tmp_path / "x.npz")
+    assert formats.doubt(tmp_path / "x.npz") == ""
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"another")
+    assert "not the published file" in formats.doubt(tmp_path / "cifar-10-python.tar.gz")

@@ -1,11 +1,10 @@
 """Which runs are of one training, and what is said of them."""
 
-import json
-
 import pytest
 
 import groups
 import recipes
+import record
 import results
 
 CONSTANTS = recipes.written_constants()
@@ -19,7 +18,7 @@ def put(made_result, tmp_path):
         runs = []
         for number, values in enumerate(made):
             file = tmp_path / f"{number}.json"
-            file.write_text(json.dumps(made_result(**values)))
+            file.write_text(record.encode(made_result(**values)))
             runs.append(results.read(file))
         return groups.put_together(runs, CONSTANTS)
 

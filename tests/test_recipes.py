@@ -10,6 +10,7 @@ import tensorflow as tf
 import describe
 import model
 import recipes
+import record
 import settings
 import train_eager
 from errors import UserError
@@ -179,18 +180,18 @@ def test_the_commands(capsys, tmp_path):
 
 
 def test_the_table_takes_its_measurements_from_the_records(tmp_path, made_result):
-    def record(name, **changes):
+    def leave(name, **changes):
         base = {"recipe": "speedrun", "accuracies": [0.5] * 7 + [0.93], "test_accuracy_tta": 0.94}
-        (tmp_path / name).write_text(json.dumps(made_result(**base | changes)))
+        (tmp_path / name).write_text(record.encode(made_result(**base | changes)))
 
-    record("a.json")
-    record("b.json", test_accuracy_tta=0.942, seed=1)
-    record("short.json", accuracies=[0.5], hyperparameters={"epochs": 8})
-    record("narrow.json", hyperparameters={"width": 8})
-    record("half.json", hyperparameters={"limit_train": 25000})
-    record("fast.json", accuracies=[0.93])  # --epochs 1
-    record("unfinished.json", finished=False)
-    record("made-up.json", data=made_result()["data"] | {"synthetic": True})
+    leave("a.json")
+    leave("b.json", test_accuracy_tta=0.942, seed=1)
+    leave("short.json", accuracies=[0.5], hyperparameters={"epochs": 8})
+    leave("narrow.json", hyperparameters={"width": 8})
+    leave("half.json", hyperparameters={"limit_train": 25000})
+    leave("fast.json", accuracies=[0.93])  # --epochs 1
+    leave("unfinished.json", finished=False)
+    leave("made-up.json", data=made_result()["data"] | {"synthetic": True})
     (tmp_path / "bench.json").write_text(json.dumps({"rows": []}))
     found = recipes.measured(tmp_path, CONSTANTS)
     assert {name: [run.accuracy for run in runs] for name, runs in found.items()} == {

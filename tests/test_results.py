@@ -1,9 +1,8 @@
 """Results read back: what is found where, and damage that ends in one line."""
 
-import json
-
 import pytest
 
+import record
 import results
 from errors import UserError
 
@@ -25,7 +24,7 @@ def test_folders_are_searched_and_other_files_passed_over(leave, made_result, tm
     leave(tmp_path / "a", seed=0)
     leave(tmp_path / "a" / "checkpoints", seed=8)
     leave(tmp_path / ".hidden", seed=9)
-    (tmp_path / "record.json").write_text(json.dumps(made_result(seed=2)))
+    (tmp_path / "record.json").write_text(record.encode(made_result(seed=2)))
     (tmp_path / "bench.json").write_text('{"recipe": "davidnet", "rows": []}')
     (tmp_path / "a" / "predictions.json").write_text("[]")
     (tmp_path / "notes.txt").write_text("{")
@@ -79,7 +78,7 @@ def test_a_wrong_field_is_named_in_one_line(made_result, tmp_path, path, new, wo
     value = made_result()
     change(value, path, new)
     file = tmp_path / "result.json"
-    file.write_text(json.dumps(value))
+    file.write_text(record.encode(value))
     with pytest.raises(UserError) as caught:
         results.find(tmp_path)
     message = str(caught.value)
@@ -109,26 +108,33 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, text):
     assert str(file) in str(caught.value) and len(str(caught.value)) < 400
 
 
+def test_an_edited_result_is_refused(made_result, tmp_path):
+    file = tmp_path / "result.json"
+    file.write_text(record.encode(made_result()).replace("0.9", "0.95"))
+    with pytest.raises(UserError, match="not what was written"):
+        results.find(tmp_path)
+
+
 def test_nan_infinity_wrong_bytes_and_size(made_result, tmp_path, monkeypatch):
     file = tmp_path / "result.json"
-    whole = json.dumps(made_result())
+    whole = record.encode(made_result())
     for text in (whole.replace("0.9", "NaN", 1), whole.replace("0.9", "1e999", 1)):
         file.write_text(text)
         with pytest.raises(UserError, match=r"result\.json"):
             results.read(file)
     file.write_bytes(b"\xff\xfe" + whole.encode())
-    with pytest.raises(UserError, match="utf-8"):
+    with pytest.raises(UserError, match="UnicodeDecodeError"):
         results.read(file)
     file.write_text(whole)
     monkeypatch.setattr(results, "LARGEST", 100)
-    with pytest.raises(UserError, match="above 100"):
+    with pytest.raises(UserError, match="at most 100"):
         results.read(file)
 
 
 def test_what_does_not_print_is_replaced(made_result, tmp_path):
     file = tmp_path / "result.json"
     hostile = made_result(recipe="a\u001b[31m\nb\ud800", hyperparameters={"network": "x\u202ey"})
-    file.write_text(json.dumps(hostile))
+    file.write_text(record.encode(hostile))
     run = results.read(file)
     assert run.recipe == "a?[31m?b?" and run.hyperparameters["network"] == "x?y"
 
@@ -141,5 +147,5 @@ def test_a_path_without_results_is_refused(tmp_path):
         results.find(tmp_path / ("x" * 5000))
     bench = tmp_path / "bench.json"
     bench.write_text('{"rows": []}')
-    with pytest.raises(UserError, match="no test_accuracy"):
+    with pytest.raises(UserError, match="is no result of a run"):
         results.find(bench)

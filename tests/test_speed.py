@@ -1,9 +1,8 @@
 """Times by both rules and rates, by hand."""
 
-import json
-
 import pytest
 
+import record
 import results
 import speed
 
@@ -12,7 +11,7 @@ import speed
 def run(made_result, tmp_path):
     def make(**values):
         file = tmp_path / "result.json"
-        file.write_text(json.dumps(made_result(**values)))
+        file.write_text(record.encode(made_result(**values)))
         return results.read(file)
 
     return make

@@ -1,0 +1,23 @@
+"""Files that are cut or have a bit flipped; tests/damage.py makes as many cases as you like."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import formats
+
+sys.path.insert(0, str(Path(__file__).parent))
+import damage
+
+SEED = 20191122
+
+
+def test_damage_is_refused_or_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "IMAGES_PER_FILE", 20)
+    monkeypatch.setattr(formats, "PUBLISHED_MD5", dict(formats.PUBLISHED_MD5))
+    print(f"seed {SEED}")
+    found = damage.cases(tmp_path, 70, np.random.default_rng(SEED))
+    assert len(found) == 7 and sum(sum(results.values()) for results in found.values()) == 70
+    for kind in ("npz", "result", "python archive"):
+        assert set(found[kind]) == {"refused"}
