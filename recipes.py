@@ -10,15 +10,17 @@ The constants at the top of train_eager.py are the recipe `davidnet`; each other
 in the one below it.
 """
 
+import ast
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import record
+import results
 import settings
 from errors import Parser, UserError
+from results import Run
 from settings import Settings
 
 ROOT = "davidnet"  # the recipe that the constants at the top of train_eager.py are
@@ -37,12 +39,16 @@ LEARNING_CURVE = (
 
 @dataclass(frozen=True)
 class Claim:
-    """A published result: test accuracy in percent, number of runs (0: not stated), seconds, hardware."""
+    """A published result: test accuracy in percent, number of runs (0: not stated), seconds, hardware.
+
+    `of_runs` says what the accuracy is of several runs: their mean or their median.
+    """
 
     accuracy: float
     runs: int = 0
     seconds: float = 0.0
     hardware: str = "V100"
+    of_runs: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ RECIPES: dict[str, Recipe] = {
     "post3-batch768": Recipe(
         "post3-cutout",
         "Post 3: batch 768. Median of the published runs.",
-        Claim(94.06, 0, 154),
+        Claim(94.06, 0, 154, of_runs="median"),
         changes={"batch_size": 768, "learning_rate": 0.6},
     ),
     "post4-backbone": Recipe(
@@ -165,7 +171,7 @@ RECIPES: dict[str, Recipe] = {
     "davidnet": Recipe(
         "",
         "Post 4: the nine-layer network for 24 epochs; 35 of 50 runs reached 94 %. dawn.py's DAWNBench entry.",
-        Claim(94.08, 50, 79),
+        Claim(94.08, 50, 79, of_runs="median"),
         "cifar10-fast, dawn.py",
     ),
     "lars": Recipe(
@@ -342,15 +348,65 @@ def network(values: Settings, classes: int = 10) -> Any:
     )
 
 
-def measured(folder: Path) -> dict[str, list[float]]:
-    """Accuracies in percent of the finished full runs recorded in a folder, by recipe; with TTA where it has one."""
-    found: dict[str, list[float]] = {}
-    for path in sorted(path for path in folder.glob("*.json") if record.is_result(path)):
-        result = record.read_result(path)
-        full = result["finished"] and len(result["epochs"]) == result["hyperparameters"]["epochs"]
-        if full and not result["data"]["synthetic"] and result["recipe"] in RECIPES:
-            accuracy = result["test_accuracy_tta"] or result["test_accuracy"]
-            found.setdefault(result["recipe"], []).append(100 * accuracy)
+def written_constants() -> Settings:
+    """The constants at the top of train_eager.py as they stand in the file, without importing TensorFlow.
+
+    Raises UserError if the file cannot be read, or one of them is missing or no literal.
+    """
+    path = Path(__file__).with_name("train_eager.py")
+    try:
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"cannot read {path}: {error}; restore it") from None
+    values: dict[str, Any] = {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and isinstance(target := statement.targets[0], ast.Name):
+            name = target.id.lower()
+            if target.id.isupper() and name in settings.NAMES:
+                try:
+                    values[name] = ast.literal_eval(statement.value)
+                except ValueError:
+                    raise UserError(f"{path}: {target.id} is no literal; write its value there") from None
+    missing = [name.upper() for name in settings.NAMES if name not in values]
+    if missing:
+        raise UserError(f"{path} has no line {missing[0]} = ...; restore it")
+    return Settings(**values)
+
+
+def changed(run: Run, values: Settings) -> dict[str, Any]:
+    """The hyperparameters of a run's training that are not those of `values`, by name, with the run's own.
+
+    What an older result does not have is taken to be as in `values`.
+    """
+    found: dict[str, Any] = {}
+    for name in settings.IDENTITY:
+        if name in ("recipe", "seed") or name not in run.hyperparameters:
+            continue
+        value = run.hyperparameters[name]
+        if value != getattr(values, name):
+            found[name] = value
+    return found
+
+
+def is_measurement(run: Run, values: Settings) -> bool:
+    """Whether a run tells the accuracy of the recipe `values`: full, on all real images, with nothing changed."""
+    return run.is_full and not run.synthetic and run.recipe == values.recipe and not changed(run, values)
+
+
+def measured(folder: Path, constants: Settings) -> dict[str, list[Run]]:
+    """The runs recorded in a folder that tell a recipe's accuracy, by recipe.
+
+    Args:
+        folder: of records; those of other things than runs are passed over.
+        constants: the recipe `davidnet`.
+
+    Raises:
+        UserError: if a record cannot be read.
+    """
+    found: dict[str, list[Run]] = {}
+    for run in results.search(folder):
+        if run.recipe in RECIPES and is_measurement(run, resolve(run.recipe, constants)):
+            found.setdefault(run.recipe, []).append(run)
     return found
 
 
@@ -360,12 +416,12 @@ def listing(constants: Settings, records: Path) -> str:
 
     form = "{:<18} {:>6} {:>11} {:>6} {:>14} {:>16}  {}"
     lines = [form.format("recipe", "epochs", "parameters", "GFLOP", "claimed", "time", "measured")]
-    results = measured(records)
+    found = measured(records, constants)
     for name, recipe in RECIPES.items():
         values, claim = resolve(name, constants), recipe.claim
         rows = describe.trace(network(values))
         runs = f" (n={claim.runs})" if claim.runs else ""
-        ours = results.get(name, [])
+        ours = [100 * run.accuracy for run in found.get(name, [])]
         lines.append(
             form.format(
                 name,

@@ -12,9 +12,6 @@ from checkpoint import Saved
 from errors import UserError
 from settings import Settings
 
-# Besides the recipe's own: what decides which training it is.
-IDENTITY = ("recipe", *settings.OF_A_RECIPE, "seed", "holdout", "limit_train", "limit_test")
-
 
 def find(resume: str, options: Settings) -> tuple[str, Saved | None, list[str]]:
     """The folder of the run to go on with, its newest whole checkpoint, and lines about damaged ones.
@@ -76,7 +73,7 @@ def settings_of(folder: str, saved: Saved, changes: Mapping[str, Any], constants
     before = replace(constants, **known | places)
     given = {name: value for name, value in changes.items() if name != "resume"}
     after = settings.change(before, given)
-    for name in IDENTITY:
+    for name in settings.IDENTITY:
         if getattr(before, name) != getattr(after, name):
             raise UserError(
                 f"--resume: the run was made with {settings.flag(name)} {getattr(before, name)!r}, not "

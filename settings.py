@@ -101,6 +101,8 @@ class Settings:
 NAMES = tuple(item.name for item in fields(Settings))
 # What makes the training; the rest says which of its runs, where and how.
 OF_A_RECIPE = tuple(name for name in NAMES[1 : NAMES.index("device")] if name != "seed")
+# Besides the recipe's own: what decides which training it is.
+IDENTITY = ("recipe", *OF_A_RECIPE, "seed", "holdout", "limit_train", "limit_test")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -5,8 +5,12 @@ import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import json
+
 import numpy as np
 import pytest
+
+import record
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +61,69 @@ def finished(small_data, tmp_path_factory):
 def run_folder(finished, tmp_path):
     """A copy of it that a test may spoil."""
     return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def made_result():
+    """Makes a result.json's value: made_result(seed=1, accuracies=(0.5, 0.94)); `changes` replace fields."""
+
+    def make(recipe="davidnet", seed=0, accuracies=(0.5, 0.9), hyperparameters=None, **changes):
+        rows = [
+            {
+                "epoch": number,
+                "learning_rate": 0.1,
+                "train_loss": 2.0 / number,
+                "train_accuracy": accuracy,
+                "test_loss": 1.9 / number,
+                "test_accuracy": accuracy,
+                "train_seconds": 10.0,
+                "total_seconds": 12.0 * number,
+            }
+            for number, accuracy in enumerate(accuracies, start=1)
+        ]
+        result = {
+            "recipe": recipe,
+            "seed": seed,
+            "finished": True,
+            "hyperparameters": {"epochs": len(rows), "seed": seed, **(hyperparameters or {})},
+            "data": {
+                "source": "made",
+                "sha256": "ab" * 32,
+                "synthetic": False,
+                "train_images": 50000,
+                "test_images": 10000,
+            },
+            "versions": {"python": "3.11.7", "tensorflow": "2.21.0"},
+            "hardware": {
+                "processor": "Abacus",
+                "cores": 2,
+                "memory_gib": 8.0,
+                "accelerators": [],
+                "system": "Linux",
+            },
+            "precision": "float32",
+            "replicas": 1,
+            "epochs": rows,
+            "test_accuracy": accuracies[-1],
+            "test_accuracy_tta": None,
+            "train_seconds": 10.0 * len(rows),
+            "total_seconds": 12.0 * len(rows),
+            "compile_seconds": 3.0,
+            "images_per_second": 5000.0,
+        }
+        return json.loads(json.dumps(result | changes))  # of its own, as from a file
+
+    return make
+
+
+@pytest.fixture
+def leave(made_result):
+    """Writes a run's folder with a made result.json: leave(folder, seed=1); returns the file's path."""
+
+    def write(folder, **values):
+        folder.mkdir(parents=True)
+        path = folder / "result.json"
+        path.write_text(record.encode(made_result(**values)))
+        return path
+
+    return write
