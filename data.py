@@ -6,6 +6,7 @@ statistics, standardisation and padding.
 
 import hashlib
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 import download
 import formats
-from errors import UserError
+from errors import Parser, UserError
+from imagefile import ImageFile, Images
 
 SYNTHETIC_TRAIN = 10_000  # images, as many of each class
 SYNTHETIC_TEST = 2_000
@@ -41,10 +43,11 @@ class ImageSet:
     """Images uint8 (N, 32, 32, 3), red-green-blue, and labels int32 (N,) from 0 to len(classes) - 1.
 
     `source` names where they are from, without its folder, for the user and the record; `synthetic` is true
-    for made-up images. With a held-out part, the `test_` arrays are that part and `source` says so.
+    for made-up images. With a held-out part, the `test_` arrays are that part and `source` says so. The training
+    images may be in a file instead of memory.
     """
 
-    train_images: NDArray[np.uint8]
+    train_images: Images
     train_labels: NDArray[np.int32]
     test_images: NDArray[np.uint8]
     test_labels: NDArray[np.int32]
@@ -62,24 +65,34 @@ class ImageSet:
             (self.test_labels, "<i4"),
         ):
             digest.update(f"{dtype} {array.shape};".encode())
-            digest.update(np.ascontiguousarray(array, dtype).reshape(-1).data)
+            for start in range(0, len(array), 1_000):  # what is in a file may not fit in memory
+                part = np.ascontiguousarray(array[start : start + 1_000], dtype)
+                digest.update(part.reshape(-1).data)
         return digest.hexdigest()
 
 
 def load(
-    path: str | None, *, seed: int, limit_train: int = 0, limit_test: int = 0, holdout: int = 0
+    path: str | None,
+    *,
+    seed: int,
+    limit_train: int = 0,
+    limit_test: int = 0,
+    holdout: int = 0,
+    scratch: str | None = None,
 ) -> ImageSet:
     """Reads, makes or downloads the images, then takes the subsets asked for.
 
     Args:
         path: a folder that is or holds cifar-10-batches-py or cifar-10-batches-bin, the .tar.gz of either,
-            an .npz (see formats.read_npz), or the word "synthetic" (a folder of that name is
-            "./synthetic"). None: ./data, then Keras' cache, then a download to ./data.
+            an .npz (see formats.read_npz), a folder or storage path of TFRecords (see tfrecords.py), or the
+            word "synthetic" (a folder of that name is "./synthetic"). None: ./data, then Keras' cache, then a
+            download to ./data.
         seed: 0 or more; chooses the subsets and makes the synthetic images.
         limit_train: how many training images to keep, class-balanced; 0 keeps all.
         limit_test: likewise for the test images, or for the held-out ones.
         holdout: how many training images to hold out, stratified by class; they take the place of the test
             set. 0 holds none out.
+        scratch: for TFRecords: a folder on a local disk, from which the training images are then read.
 
     Raises: UserError, one line, for a bad path, file or number.
     """
@@ -91,7 +104,12 @@ def load(
     ):
         if value < 0:
             raise UserError(f"{name} {value} is negative; give 0 or more")
-    images = synthetic(seed) if path == "synthetic" else _read(path)
+    if path and path != "synthetic" and tfrecord_path(path):
+        images = from_tfrecord(path, scratch)
+    elif scratch:
+        raise UserError(f"--scratch {scratch} is for TFRecords, which --data does not name; leave it out")
+    else:
+        images = synthetic(seed) if path == "synthetic" else _read(path)
     if holdout:
         images = _hold_out(images, holdout, seed)
     return _limit(images, limit_train, limit_test, seed)
@@ -175,6 +193,10 @@ def stratified_split(
     return np.sort(order[:rest]), np.sort(order[rest:])
 
 
+def _only(images: Images, chosen: NDArray[np.intp]) -> Images:
+    return images.only(chosen) if isinstance(images, ImageFile) else images[chosen]
+
+
 def _hold_out(images: ImageSet, count: int, seed: int) -> ImageSet:
     available = len(images.train_labels)
     if count >= available:
@@ -184,7 +206,7 @@ def _hold_out(images: ImageSet, count: int, seed: int) -> ImageSet:
     rest, held_out = stratified_split(images.train_labels, count, seed, _STREAM_HOLDOUT)
     return replace(
         images,
-        train_images=images.train_images[rest],
+        train_images=_only(images.train_images, rest),
         train_labels=images.train_labels[rest],
         test_images=images.train_images[held_out],
         test_labels=images.train_labels[held_out],
@@ -205,9 +227,52 @@ def _limit(images: ImageSet, limit_train: int, limit_test: int, seed: int) -> Im
             )
         if limit:
             chosen = balanced_subset(labels, limit, seed, stream)
-            changes[f"{part}_images"] = getattr(images, f"{part}_images")[chosen]
+            changes[f"{part}_images"] = _only(getattr(images, f"{part}_images"), chosen)
             changes[f"{part}_labels"] = labels[chosen]
     return replace(images, **changes)
+
+
+# --- TFRecords -----------------------------------------------------------------------------------------
+
+
+def tfrecord_path(path: str) -> bool:
+    """Whether a path is to be read as TFRecords: a folder with their manifest, or on storage (gs://...)."""
+    return "://" in path or os.path.isfile(os.path.join(os.path.expanduser(path), formats.TFRECORD_MANIFEST))
+
+
+def from_tfrecord(path: str, scratch: str | None = None) -> ImageSet:
+    """Reads TFRecords; see tfrecords.read."""
+    import tfrecords  # it needs TensorFlow, which this module does without
+
+    arrays, manifest = tfrecords.read(os.path.expanduser(path), scratch)
+    images = ImageSet(*arrays, source=f"{manifest.source}, from TFRecords", synthetic=manifest.synthetic)
+    if (
+        images.sha256() != manifest.sha256
+    ):  # every shard is whole, but they are not those, or not in that order
+        raise UserError(
+            f"--data {path} does not hold the images that {formats.TFRECORD_MANIFEST} says; write it anew"
+        )
+    return images
+
+
+def to_tfrecord(images: ImageSet, folder: str) -> None:
+    """Writes TFRecords; see tfrecords.write."""
+    import tfrecords
+
+    mean, std = mean_std(images.train_images)
+    tfrecords.write(
+        os.path.expanduser(folder),
+        formats.Arrays(
+            images.train_images, images.train_labels, images.test_images, images.test_labels, images.classes
+        ),
+        {
+            "source": images.source,
+            "synthetic": images.synthetic,
+            "sha256": images.sha256(),
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+        },
+    )
 
 
 # --- a set made on the spot ----------------------------------------------------------------------------
@@ -300,7 +365,7 @@ def _shape(label: int, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArra
 # --- one-time preparation ------------------------------------------------------------------------------
 
 
-def mean_std(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def mean_std(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and population deviation of each channel, on the 0 to 1 scale, from exact integer sums.
 
     Args:
@@ -310,8 +375,9 @@ def mean_std(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np
     """
     counts = np.zeros((3, 256), np.int64)
     for start in range(0, len(images), 1_000):  # bincount makes 8 bytes of every pixel
+        part = images[start : start + 1_000]
         for channel in range(3):
-            counts[channel] += np.bincount(images[start : start + 1_000, ..., channel].ravel(), minlength=256)
+            counts[channel] += np.bincount(part[..., channel].ravel(), minlength=256)
     values = np.arange(256)
     n = counts.sum(axis=1)
     mean = counts @ values / n
@@ -360,3 +426,42 @@ def reflect_pad(images: NDArray[Any], pad: int) -> NDArray[Any]:
     if not 0 <= pad <= limit:
         raise UserError(f"pad {pad} is out of range; give 0 to {limit}")
     return np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+
+
+# --- python data.py ------------------------------------------------------------------------------------
+
+
+def _parser() -> Parser:
+    parser = Parser(description="Converts a data set.", allow_abbrev=False)
+    parser.add_argument("--data", metavar="SOURCE", help="as for train_eager.py (default: find or download)")
+    parser.add_argument("--seed", type=int, default=0, help="of --data synthetic (default: %(default)s)")
+    parser.add_argument("--to-tfrecord", metavar="DIR", help="write TFRecords to this new folder, gs:// too")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
+    try:
+        options = _parser().parse_args(arguments)
+        if not options.to_tfrecord:
+            raise UserError("nothing to do; give --to-tfrecord DIR")
+        _convert(options.data, options.seed, options.to_tfrecord)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _convert(source: str | None, seed: int, folder: str) -> None:
+    import tfrecords
+
+    tfrecords.check_new(os.path.expanduser(folder))  # before a download
+    images = load(source, seed=seed)
+    to_tfrecord(images, folder)
+    print(
+        f"wrote {len(images.train_labels):,} training and {len(images.test_labels):,} test images to {folder}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -42,7 +42,7 @@ import record
 import resume
 import schedule
 import settings
-from augment import Augmentation, Shard
+from augment import Shard
 from averaging import WeightAverage
 from checkpoint import Checkpoints, Saved
 from errors import UserError
@@ -50,7 +50,7 @@ from evaluation import Counters, Evaluator, count_correct, cross_entropy_sum
 from finite import BadSteps, LossScale, finite_on_all
 from interrupt import Interrupt
 from layers import average_statistics
-from pipeline import DevicePipeline, HostPipeline, Pipeline
+from pipeline import make_pipeline
 
 # fmt: off
 # ---- Hyperparameters: edit here, or give the flag of the same name (--batch-size 256). ---------------------
@@ -143,8 +143,10 @@ EAGER = False  #@param {type:"boolean"}
 # the same numbers on every run on this device; a CPU gives them anyway
 DETERMINISTIC = False  #@param {type:"boolean"}
 # ---- Data and results. -------------------------------------------------------------------------------------
-# folder, .tar.gz, .npz or 'synthetic'; empty: find or download
+# folder, .tar.gz, .npz, TFRecords (gs:// too) or 'synthetic'; empty: find or download
 DATA = ""  #@param {type:"string"}
+# folder on a local disk to train from, for TFRecords that do not fit in memory; empty: memory
+SCRATCH = ""  #@param {type:"string"}
 # training images to validate on in place of the test set
 HOLDOUT = 0  #@param {type:"integer"}
 # images, balanced; 0: all
@@ -171,7 +173,7 @@ PROFILE = ""  #@param {type:"string"}
 EVALUATION_BATCH = 1000  # images a step; divides CIFAR-10's 10,000
 PROFILED_STEPS = 10
 NOT_FINITE = 3  # exit code
-PLACES = ("data", "out", "resume", "checkpoint_dir", "profile")  # on this machine; not for the record
+PLACES = ("data", "scratch", "out", "resume", "checkpoint_dir", "profile")  # here; not for the record
 INTERRUPTED = 130  # exit code after Ctrl-C, as the shell's own
 
 
@@ -223,7 +225,7 @@ def eagerly(eager: bool) -> Iterator[None]:
 class Run:
     """One training, from the hyperparameters to the result.
 
-    Its parts are made in the order in which they are needed: data, device, folder, network, step, evaluation.
+    Its parts are made in the order in which they are needed: device, data, folder, network, step, evaluation.
     """
 
     def __init__(
@@ -232,12 +234,17 @@ class Run:
         """Args: the hyperparameters; what notes signals; the checkpoint to go on from, None for a new run."""
         self.options, self.interrupt, self.saved = options, interrupt or Interrupt(), saved
         default = Path("runs") / f"{options.recipe}-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # Before the data: reading TFRecords starts TensorFlow, after which devices cannot be set up any more.
+        self.placement = devices.choose(
+            options.device, tpu=options.tpu, logical_devices=options.logical_devices
+        )
         images = data.load(
             options.data or None,
             seed=options.seed,
             limit_train=options.limit_train,
             limit_test=options.limit_test,
             holdout=options.holdout,
+            scratch=options.scratch or None,
         )
         self.images, self.data_sha256 = images, images.sha256()
         if saved is not None:
@@ -252,9 +259,6 @@ class Run:
             schedule.parse(options.knots)
             if options.knots
             else schedule.triangle(options.epochs, options.warmup_epochs, options.learning_rate)
-        )
-        self.placement = devices.choose(
-            options.device, tpu=options.tpu, logical_devices=options.logical_devices
         )
         devices.check_batch(options.batch_size, self.placement.replicas)
         devices.check_groups(options.ghost_groups, self.placement.replicas)
@@ -280,7 +284,7 @@ class Run:
             self.decays = [plan.decay * options.batch_size / self.placement.replicas for plan in plans]
             self.average = self._make_average()
             self.counters, self.bad_steps = Counters(), BadSteps()
-            self.pipeline = self._make_pipeline(mean, std)
+            self.pipeline = make_pipeline(options, images, mean, std, jit=self.jit)
             if self.placement.kind == "cpu":  # one copy is enough
                 self.images = replace(images, train_images=self.pipeline.host_images())
             self.train_step, self.train_steps = self._make_train_step()
@@ -331,18 +335,6 @@ class Run:
         averages = self.average.averages if self.average is not None else ()
         return [*self.model.variables, *self.optimizer.variables, *averages]
 
-    def _make_pipeline(self, mean: np.ndarray, std: np.ndarray) -> Pipeline:
-        options, images = self.options, self.images
-        return (HostPipeline if options.pipeline == "host" else DevicePipeline)(
-            images.train_images,
-            images.train_labels,
-            Augmentation(options.pad, options.flip == "random", options.cutout, mean, std),
-            options.batch_size,
-            options.seed,
-            alternating=options.flip == "alternating",
-            jit=self.jit,
-        )
-
     def _make_train_step(self) -> tuple[Any, Any]:
         network, optimizer, pipeline = self.model, self.optimizer, self.pipeline
         counters, bad_steps, average = self.counters, self.bad_steps, self.average
@@ -392,6 +384,10 @@ class Run:
             console.say(f"note: {finding}")
         if options.jit and self.placement.replicas > 1 and self.placement.kind != "tpu":
             console.say("note: no XLA, which compiles the step for a single replica only")
+        if options.scratch:
+            console.say(
+                f"note: the training images are in --scratch {options.scratch}; the host makes the batches"
+            )
         self.compile_seconds = self._warm_up()
         console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now\n\n{console.heading()}")
         self.rows: list[dict[str, Any]] = []
