@@ -19,11 +19,10 @@ import tensorflow as tf
 
 from errors import UserError
 from record import CANNOT_WRITE
+from storage import FILE_ERRORS, brief, write_whole
 
 FOLDER = "checkpoints"
 NAME = "step"
-# What tf.io.gfile and tf.train.Checkpoint raise where a file cannot be written or read.
-_FILE_ERRORS = (tf.errors.OpError, OSError)
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,9 @@ class Checkpoints:
             with tf.io.gfile.GFile(probe, "w") as file:
                 file.write("written")
             tf.io.gfile.remove(probe)
-        except _FILE_ERRORS as error:
+        except FILE_ERRORS as error:
             raise UserError(
-                f"cannot write the checkpoints to {self.folder}: {_reason(error)}; give another --checkpoint-dir, "
+                f"cannot write the checkpoints to {self.folder}: {brief(error)}; give another --checkpoint-dir, "
                 "or --checkpoint-every 0 for none"
             ) from None
 
@@ -80,14 +79,14 @@ class Checkpoints:
             files = {PurePosixPath(path).name: _sha256(path) for path in _files(prefix)}
             manifest = {"step": step, "files": files, "variables": self._sha256(), "about": about}
             text = json.dumps(manifest)
-            _write_whole(f"{prefix}.json", f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+            write_whole(f"{prefix}.json", f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
             for old in _prefixes(self.folder)[self.keep :]:
                 _delete(old)
-        except _FILE_ERRORS as error:
-            with contextlib.suppress(*_FILE_ERRORS):
+        except FILE_ERRORS as error:
+            with contextlib.suppress(*FILE_ERRORS):
                 _delete(prefix)  # what was written of it, to make room
             raise UserError(
-                f"cannot write the checkpoint {prefix}: {_reason(error)}; free the disk or the folder, then "
+                f"cannot write the checkpoint {prefix}: {brief(error)}; free the disk or the folder, then "
                 "--resume goes on from the one before",
                 exit_code=CANNOT_WRITE,
             ) from None
@@ -99,9 +98,9 @@ class Checkpoints:
         """
         try:
             self.state.read(saved.prefix).assert_existing_objects_matched()
-        except (AssertionError, ValueError, *_FILE_ERRORS) as error:
+        except (AssertionError, ValueError, *FILE_ERRORS) as error:
             raise UserError(
-                f"the checkpoint {saved.prefix} is of another network or optimizer ({_reason(error)}); resume "
+                f"the checkpoint {saved.prefix} is of another network or optimizer ({brief(error)}); resume "
                 "with the hyperparameters that it was made with"
             ) from None
         if self._sha256() != saved.about["variables"]:
@@ -143,8 +142,8 @@ def newest(folder: str) -> tuple[Saved | None, list[str]]:
                 return Saved(
                     prefix, about | {"variables": manifest["variables"], "step": manifest["step"]}
                 ), damaged
-        except (ValueError, KeyError, TypeError, AttributeError, *_FILE_ERRORS) as error:
-            reason = _reason(error)
+        except (ValueError, KeyError, TypeError, AttributeError, *FILE_ERRORS) as error:
+            reason = brief(error)
         damaged.append(f"the checkpoint {prefix} is damaged ({reason}) and left out")
     return None, damaged
 
@@ -177,24 +176,9 @@ def _delete(prefix: str) -> None:
         (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
 
 
-def _write_whole(path: str, text: str) -> None:
-    with tf.io.gfile.GFile(f"{path}.part", "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(f"{path}.part", path, overwrite=True)
-
-
 def _sha256(path: str) -> str:
     digest = hashlib.sha256()
     with tf.io.gfile.GFile(path, "rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    """The error in a few words."""
-    text = (
-        getattr(error, "message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
-    )
-    text = " ".join(str(text).split())
-    return text if len(text) <= 200 else f"{text[:80]}...{text[-117:]}"  # TensorFlow says the cause last

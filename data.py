@@ -2,6 +2,7 @@
 
     python data.py --preview sheet.png                       # training images as the network sees them
     python data.py --preview sheet.png --recipe speedrun --seed 3 --data PATH
+    python data.py --data PATH --to-tfrecord FOLDER          # compressed records; storage such as gs:// too
 
 The one-time work is here: reading (formats.py), downloading (download.py), subsets, the training set's
 statistics, standardisation and padding.
@@ -22,6 +23,7 @@ import download
 import formats
 import settings
 from errors import Parser, UserError
+from imagefile import ImageFile, Images
 
 SYNTHETIC_TRAIN = 10_000  # images, as many of each class
 SYNTHETIC_TEST = 2_000
@@ -48,10 +50,11 @@ class ImageSet:
 
     `source` names where they are from, without its folder, for the user and the record; `synthetic` is true
     for made-up images; `doubt` says why they may not be the published ones (formats.doubt), if so. With a
-    held-out part, the `test_` arrays are that part and `source` says so.
+    held-out part, the `test_` arrays are that part and `source` says so. The training images may be in a file
+    instead of memory.
     """
 
-    train_images: NDArray[np.uint8]
+    train_images: Images
     train_labels: NDArray[np.int32]
     test_images: NDArray[np.uint8]
     test_labels: NDArray[np.int32]
@@ -70,24 +73,34 @@ class ImageSet:
             (self.test_labels, "<i4"),
         ):
             digest.update(f"{dtype} {array.shape};".encode())
-            digest.update(np.ascontiguousarray(array, dtype).reshape(-1).data)
+            for start in range(0, len(array), 1_000):  # what is in a file may not fit in memory
+                part = np.ascontiguousarray(array[start : start + 1_000], dtype)
+                digest.update(part.reshape(-1).data)
         return digest.hexdigest()
 
 
 def load(
-    path: str | None, *, seed: int, limit_train: int = 0, limit_test: int = 0, holdout: int = 0
+    path: str | None,
+    *,
+    seed: int,
+    limit_train: int = 0,
+    limit_test: int = 0,
+    holdout: int = 0,
+    scratch: str | None = None,
 ) -> ImageSet:
     """Reads, makes or downloads the images, then takes the subsets asked for.
 
     Args:
         path: a folder that is or holds cifar-10-batches-py or cifar-10-batches-bin, the .tar.gz of either,
-            an .npz (see formats.read_npz), or the word "synthetic" (a folder of that name is
-            "./synthetic"). None: ./data, then Keras' cache, then a download to ./data.
+            an .npz (see formats.read_npz), a folder or storage path of TFRecords (see tfrecords.py), or the
+            word "synthetic" (a folder of that name is "./synthetic"). None: ./data, then Keras' cache, then a
+            download to ./data.
         seed: 0 or more; chooses the subsets and makes the synthetic images.
         limit_train: how many training images to keep, class-balanced; 0 keeps all.
         limit_test: likewise for the test images, or for the held-out ones.
         holdout: how many training images to hold out, stratified by class; they take the place of the test
             set. 0 holds none out.
+        scratch: for TFRecords: a folder on a local disk, from which the training images are then read.
 
     Raises: UserError, one line, for a bad path, file or number.
     """
@@ -99,7 +112,12 @@ def load(
     ):
         if value < 0:
             raise UserError(f"{name} {value} is negative; give 0 or more")
-    images = synthetic(seed) if path == "synthetic" else _read(path)
+    if path and path != "synthetic" and tfrecord_path(path):
+        images = from_tfrecord(path, scratch)
+    elif scratch:
+        raise UserError(f"--scratch {scratch} is for TFRecords, which --data does not name; leave it out")
+    else:
+        images = synthetic(seed) if path == "synthetic" else _read(path)
     if holdout:
         images = _hold_out(images, holdout, seed)
     return _limit(images, limit_train, limit_test, seed)
@@ -184,6 +202,10 @@ def stratified_split(
     return np.sort(order[:rest]), np.sort(order[rest:])
 
 
+def _only(images: Images, chosen: NDArray[np.intp]) -> Images:
+    return images.only(chosen) if isinstance(images, ImageFile) else images[chosen]
+
+
 def _hold_out(images: ImageSet, count: int, seed: int) -> ImageSet:
     available = len(images.train_labels)
     if count >= available:
@@ -193,7 +215,7 @@ def _hold_out(images: ImageSet, count: int, seed: int) -> ImageSet:
     rest, held_out = stratified_split(images.train_labels, count, seed, _STREAM_HOLDOUT)
     return replace(
         images,
-        train_images=images.train_images[rest],
+        train_images=_only(images.train_images, rest),
         train_labels=images.train_labels[rest],
         test_images=images.train_images[held_out],
         test_labels=images.train_labels[held_out],
@@ -214,9 +236,57 @@ def _limit(images: ImageSet, limit_train: int, limit_test: int, seed: int) -> Im
             )
         if limit:
             chosen = balanced_subset(labels, limit, seed, stream)
-            changes[f"{part}_images"] = getattr(images, f"{part}_images")[chosen]
+            changes[f"{part}_images"] = _only(getattr(images, f"{part}_images"), chosen)
             changes[f"{part}_labels"] = labels[chosen]
     return replace(images, **changes)
+
+
+# --- TFRecords -----------------------------------------------------------------------------------------
+
+
+def tfrecord_path(path: str) -> bool:
+    """Whether a path is to be read as TFRecords: a folder with their manifest, or on storage (gs://...)."""
+    return "://" in path or os.path.isfile(os.path.join(os.path.expanduser(path), formats.TFRECORD_MANIFEST))
+
+
+def from_tfrecord(path: str, scratch: str | None = None) -> ImageSet:
+    """Reads TFRecords; see tfrecords.read."""
+    import tfrecords  # it needs TensorFlow, which this module does without
+
+    arrays, manifest = tfrecords.read(os.path.expanduser(path), scratch)
+    images = ImageSet(
+        *arrays,
+        source=f"{manifest.source}, from TFRecords",
+        synthetic=manifest.synthetic,
+        doubt=manifest.doubt,
+    )
+    # Every shard may be whole, but they are not those, or not in that order.
+    if images.sha256() != manifest.images_sha256:
+        raise UserError(
+            f"--data {path} does not hold the images that {formats.TFRECORD_MANIFEST} says; write it anew"
+        )
+    return images
+
+
+def to_tfrecord(images: ImageSet, folder: str) -> None:
+    """Writes TFRecords; see tfrecords.write."""
+    import tfrecords
+
+    mean, std = mean_std(images.train_images)
+    tfrecords.write(
+        os.path.expanduser(folder),
+        formats.Arrays(
+            images.train_images, images.train_labels, images.test_images, images.test_labels, images.classes
+        ),
+        {
+            "source": images.source,
+            "synthetic": images.synthetic,
+            "doubt": images.doubt,
+            "images_sha256": images.sha256(),
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+        },
+    )
 
 
 # --- a set made on the spot ----------------------------------------------------------------------------
@@ -309,7 +379,7 @@ def _shape(label: int, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArra
 # --- one-time preparation ------------------------------------------------------------------------------
 
 
-def mean_std(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def mean_std(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and population deviation of each channel, on the 0 to 1 scale, from exact integer sums.
 
     Args:
@@ -319,8 +389,9 @@ def mean_std(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np
     """
     counts = np.zeros((3, 256), np.int64)
     for start in range(0, len(images), 1_000):  # bincount makes 8 bytes of every pixel
+        part = images[start : start + 1_000]
         for channel in range(3):
-            counts[channel] += np.bincount(images[start : start + 1_000, ..., channel].ravel(), minlength=256)
+            counts[channel] += np.bincount(part[..., channel].ravel(), minlength=256)
     values = np.arange(256)
     n = counts.sum(axis=1)
     mean = counts @ values / n
@@ -371,31 +442,62 @@ def reflect_pad(images: NDArray[Any], pad: int) -> NDArray[Any]:
     return np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
 
 
-# --- the command line ----------------------------------------------------------------------------------
+# --- python data.py ------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    parser = Parser(description="Draw training images as the network sees them.", allow_abbrev=False)
-    parser.add_argument("--preview", metavar="FILE", type=Path, required=True, help="the picture to write")
-    for name in ("data", "recipe", "batch_size", "pad", "flip", "cutout", "seed"):
+    try:
+        options = vars(_parser().parse_args(arguments))
+        preview, folder = options.pop("preview", None), options.pop("to_tfrecord", None)
+        if folder is not None:
+            _convert(options, folder)
+        else:
+            _preview(options, preview)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(description="Shows or converts a data set.", allow_abbrev=False)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--preview", metavar="FILE", type=Path, help="draw training images as the network sees them"
+    )
+    what.add_argument("--to-tfrecord", metavar="DIR", help="write TFRecords to this new folder, gs:// too")
+    for name in ("data", "seed", "recipe", "batch_size", "pad", "flip", "cutout"):
         kind = settings.Settings.__annotations__[name]
         about = settings.Settings.__dataclass_fields__[name].metadata["about"]
         default = argparse.SUPPRESS  # train_eager.py's
         parser.add_argument(
             settings.flag(name), type=kind, metavar=kind.__name__.upper(), default=default, help=about
         )
-    try:
-        changes = vars(parser.parse_args(arguments))
-        path = changes.pop("preview")
-        import preview  # here, for it needs TensorFlow
+    return parser
 
-        preview.write(path, changes)
-        print(f"wrote {path}")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+
+def _preview(options: dict[str, Any], path: Path) -> None:
+    import preview  # here, for it needs TensorFlow
+
+    preview.write(path, options)
+    print(f"wrote {path}")
+
+
+def _convert(options: dict[str, Any], folder: str) -> None:
+    import tfrecords  # here, for it needs TensorFlow
+
+    for name in options:
+        if name not in ("data", "seed"):
+            raise UserError(
+                f"{settings.flag(name)} is for --preview; --to-tfrecord keeps the images as they are"
+            )
+    tfrecords.check_new(os.path.expanduser(folder))  # before a download
+    images = load(options.get("data"), seed=options.get("seed", 0))
+    to_tfrecord(images, folder)
+    print(
+        f"wrote {len(images.train_labels):,} training and {len(images.test_labels):,} test images to {folder}"
+    )
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def workers_in_sight() -> Iterator[None]:
     try:
         yield
     except _LOST_ERRORS as error:
-        if not _several_workers():
+        if not several_workers():
             raise
         gone = re.findall(r"^/job:\w+/replica:\d+/task:(\d+)$", str(error), flags=re.MULTILINE)
         which = f"worker {', '.join(sorted(set(gone)))}" if gone else "another worker"
@@ -205,7 +205,7 @@ def workers_in_sight() -> Iterator[None]:
         ) from None
 
 
-def _several_workers() -> bool:
+def several_workers() -> bool:
     """Whether TF_CONFIG or SLURM describes more than one."""
     if os.environ.get("TF_CONFIG", "").strip():
         return check_tf_config(os.environ["TF_CONFIG"])
@@ -215,7 +215,7 @@ def _several_workers() -> bool:
 
 def _cluster(device: str) -> Any:
     """TensorFlow's resolver of the workers that TF_CONFIG or SLURM describes, or None for a single one."""
-    if not _several_workers():
+    if not several_workers():
         return None
     if os.environ.get("TF_CONFIG", "").strip():
         return tf.distribute.cluster_resolver.TFConfigClusterResolver()

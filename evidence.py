@@ -11,6 +11,7 @@ import statistics_of_runs
 from errors import UserError
 from groups import Group
 from results import Run
+from settings import Settings
 from statistics_of_runs import Comparison, Summary
 
 
@@ -50,6 +51,7 @@ def make(
     difference: float = 0.001,
     peak_tflops: float | None = None,
     comparing: bool = False,
+    constants: Settings | None = None,
 ) -> Report:
     """Reads results and works out what there is to say.
 
@@ -59,11 +61,12 @@ def make(
         difference: between two means, a share of 1, that a comparison is to be able to see.
         peak_tflops: of the chips, where their names do not tell; None: their names'.
         comparing: refuse what cannot be compared, instead of a note that says why.
+        constants: the recipe `davidnet`; None: as it stands in train_eager.py.
 
     Raises:
         UserError: if a path holds no result, or a damaged one; or SciPy is missing.
     """
-    constants = recipes.written_constants()
+    constants = constants or recipes.written_constants()
     sets = [(results.clean(str(path)), results.find(path)) for path in paths]
     found = [groups.put_together(runs, constants) for _, runs in sets]
     why_not = _why_not_compared(sets, found)

@@ -19,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import UserError
+from imagefile import Images
 
 IMAGES_PER_FILE = 10_000  # of the published data set, in every batch file
 PIXEL_BYTES = 3 * 32 * 32
 MAX_CLASSES = 10
+TFRECORD_MANIFEST = "tfrecords.json"  # see tfrecords.py
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 # Bounds that are checked before anything is read into memory.
@@ -52,7 +54,7 @@ Batch = tuple[NDArray[np.uint8], NDArray[np.int32]]
 class Arrays(NamedTuple):
     """Images uint8 (N, 32, 32, 3), labels int32 (N,) from 0 to len(classes) - 1, and the classes' names."""
 
-    train_images: NDArray[np.uint8]
+    train_images: Images
     train_labels: NDArray[np.int32]
     test_images: NDArray[np.uint8]
     test_labels: NDArray[np.int32]

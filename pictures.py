@@ -245,14 +245,14 @@ class Drawn:
     missing: str = ""
 
 
-def draw(run: Path, out: Path, beside: Sequence[Path] = (), data: str = "") -> list[Drawn]:
+def draw(run: Path, out: Path, beside: Sequence[Path] = (), data: str | None = "") -> list[Drawn]:
     """Writes the pictures of a run.
 
     Args:
         run: its folder, or a result.json alone.
         out: folder for the pictures, made if it is not there.
         beside: other results for the curves.
-        data: path of the run's images, for the sheet; "": no sheet.
+        data: path of the run's images, for the sheet; None: found as data.load finds them; "": no sheet.
 
     Raises:
         UserError: without matplotlib, or if a file is damaged or cannot be written.
@@ -299,9 +299,9 @@ def _draw_predictions(run: Path, out: Path, result: Mapping[str, Any]) -> list[D
     return [Drawn("confusion.png"), Drawn("mistakes.png")]
 
 
-def _draw_sheet(result: Mapping[str, Any], out: Path, data: str) -> Drawn:
+def _draw_sheet(result: Mapping[str, Any], out: Path, data: str | None) -> Drawn:
     name = "augmented.png"
-    if not data:
+    if data == "":
         return Drawn(name, "it needs the images; add --data PATH")
     import preview  # it imports TensorFlow
 

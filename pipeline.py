@@ -1,4 +1,4 @@
-"""Two ways to bring augmented batches to the training step; both give the same batches for the same seed.
+"""Ways to bring augmented batches to the training step; all give the same batches for the same seed.
 
 A pipeline has three parts, so that the training loop reads the same for either:
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from augment import WHOLE, Augmentation, Shard, alternate, epoch_order, own_part, step_seeds
 from data import ImageSet
 from errors import UserError
+from imagefile import ImageFile, Images
 from settings import Settings
 
 Batch = tuple[tf.Tensor, tf.Tensor]  # images float32 (B, 32, 32, 3), labels int32 (B,)
@@ -24,7 +25,9 @@ Batch = tuple[tf.Tensor, tf.Tensor]  # images float32 (B, 32, 32, 3), labels int
 class Pipeline(Protocol):
     """What the training loop needs of a pipeline."""
 
-    def host_images(self) -> NDArray[np.uint8]: ...
+    seed: int  # of what `open` begins
+
+    def host_images(self) -> Images: ...
 
     def open(self, epoch: int, done: int = 0) -> Any: ...
 
@@ -34,10 +37,10 @@ class Pipeline(Protocol):
 
 
 class _Batches:
-    """The training set, kept as uint8 on the current device, and how a batch of it is made.
+    """The training set, kept as uint8 on the current device (or in its file), and how a batch of it is made.
 
     Args:
-        images: uint8 (N, H, W, 3).
+        images: uint8 (N, H, W, 3); for a FilePipeline an ImageFile.
         labels: int32 (N,).
         augmentation: uint8 batch and seed -> float32 batch.
         batch_size: global, at most N.
@@ -52,7 +55,7 @@ class _Batches:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: Images,
         labels: NDArray[np.int32],
         augmentation: Augmentation,
         batch_size: int,
@@ -64,12 +67,15 @@ class _Batches:
         limit = min(images.shape[1:3]) - 1
         if not 0 <= augmentation.pad <= limit:
             raise UserError(f"pad {augmentation.pad} is out of range; give 0 to {limit}")
-        self.images, self.labels = tf.constant(images), tf.constant(labels)
+        in_file = isinstance(images, ImageFile)
+        self.images: Any = images if in_file else tf.constant(images)
+        self.labels = tf.constant(labels)
         self.augmentation, self.batch_size, self.seed = augmentation, batch_size, seed
         self.alternating = alternating
-        self._batch = tf.function(self._make, jit_compile=jit)  # once, not to be traced again every epoch
+        # Made once, not to be traced again every epoch.
+        self._batch = tf.function(self._augment if in_file else self._make, jit_compile=jit)
 
-    def host_images(self) -> NDArray[np.uint8]:
+    def host_images(self) -> Images:
         """The images as an array to be read only; on a CPU it is the tensor's own memory, not a copy."""
         return np.asarray(memoryview(self.images))
 
@@ -83,11 +89,16 @@ class _Batches:
     def _make(self, rows: tf.Tensor, seed: tf.Tensor, shard: Shard = WHOLE) -> Batch:
         """The shard's part of the batch of the images numbered `rows` (B,), with the step's seed (2,)."""
         rows = own_part(rows, shard)
+        return self._augment(tf.gather(self.images, self._numbers(rows)), rows, seed, shard)
+
+    def _augment(self, pixels: tf.Tensor, rows: tf.Tensor, seed: tf.Tensor, shard: Shard = WHOLE) -> Batch:
+        """The same, with the images' pixels at hand: uint8 (B, H, W, 3)."""
         mirrored = rows < 0 if self.alternating else None
-        if mirrored is not None:
-            rows = tf.where(mirrored, -1 - rows, rows)
-        images = self.augmentation(tf.gather(self.images, rows), seed, shard, mirrored)
-        return images, tf.gather(self.labels, rows)
+        images = self.augmentation(pixels, seed, shard, mirrored)
+        return images, tf.gather(self.labels, self._numbers(rows))
+
+    def _numbers(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.where(rows < 0, -1 - rows, rows) if self.alternating else rows
 
 
 class DevicePipeline(_Batches):
@@ -119,16 +130,46 @@ class HostPipeline(_Batches):
         return own_part(first, shard), own_part(second, shard)
 
 
+class FilePipeline(HostPipeline):
+    """The host's pipeline for images in a file: of these, a few batches are in memory at a time."""
+
+    images: ImageFile
+
+    def host_images(self) -> ImageFile:
+        return self.images
+
+    def open(self, epoch: int, done: int = 0) -> Any:
+        steps = tf.data.Dataset.from_tensor_slices(self._plan(epoch)).skip(done)
+        # XLA does not compile a call into Python, so reading is a map of its own.
+        read = steps.map(self._read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        batches = read.map(self._batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return iter(batches.prefetch(2))
+
+    def _read(self, rows: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        pixels = tf.numpy_function(self.images.__getitem__, [self._numbers(rows)], tf.uint8, stateful=False)
+        return tf.ensure_shape(pixels, [self.batch_size, *self.images.shape[1:]]), rows, seed
+
+
 def make_pipeline(
     options: Settings, images: ImageSet, mean: NDArray[Any], std: NDArray[Any], *, jit: bool
 ) -> Pipeline:
-    """The pipeline that the hyperparameters ask for, over the training images.
+    """The pipeline that the hyperparameters ask for, over the training images: auto is the device, measured faster
+    on a CPU too, but the host for images in a file.
 
     Args:
         mean, std: (3,) each, of the training set, on the 0-1 scale.
         jit: see _Batches.
+
+    Raises:
+        UserError: where the device is asked for and the images are in a file.
     """
-    return (HostPipeline if options.pipeline == "host" else DevicePipeline)(
+    kind: type[HostPipeline] | type[DevicePipeline]
+    kind = HostPipeline if options.pipeline == "host" else DevicePipeline
+    if isinstance(images.train_images, ImageFile):
+        if options.pipeline == "device":
+            raise UserError("--pipeline device needs all images on the device; leave it out, or --scratch")
+        kind = FilePipeline
+    return kind(
         images.train_images,
         images.train_labels,
         Augmentation(options.pad, options.flip == "random", options.cutout, mean, std),

@@ -82,9 +82,22 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     write_whole(folder / "dawnbench.tsv", dawnbench_table(result["epochs"]))
 
 
-def encode(result: dict[str, Any]) -> str:
-    """A result as JSON, with a last key for the sha256 of the rest, by which read_result tells damage."""
-    return _text(result | {CHECKSUM: _sha256(result)})
+def encode(content: dict[str, Any]) -> str:
+    """A result or a manifest as JSON, with a last key for the sha256 of the rest, by which decode tells damage."""
+    return _text(content | {CHECKSUM: _sha256(content)})
+
+
+def decode(text: str) -> dict[str, Any]:
+    """What encode was given. Raises ValueError, with what is wrong, if it is something else, damaged or edited."""
+    try:
+        content = json.loads(text)
+        known = content.pop(CHECKSUM)
+        whole = known == _sha256(content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it cannot be parsed, or has no checksum ({type(error).__name__})") from None
+    if not whole:
+        raise ValueError("its checksum differs, so it is not what was written")
+    return content
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -94,20 +107,11 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     try:
         path = path / "result.json" if path.is_dir() else path
-        result = json.loads(path.read_text(encoding="utf-8"))
-        known = result.pop(CHECKSUM)
-        whole = known == _sha256(result)
+        return decode(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path and its rights") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is no result of a run, or damaged ({type(error).__name__}); restore it"
-        ) from None
-    if not whole:
-        raise UserError(
-            f"{path} is not what was written (its checksum differs): damaged or edited; restore it"
-        )
-    return result
+    except ValueError as error:
+        raise UserError(f"{path} is no result of a run, or damaged or edited: {error}; restore it") from None
 
 
 def is_result(path: Path) -> bool:
@@ -116,9 +120,8 @@ def is_result(path: Path) -> bool:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return True  # so that reading says what is wrong with it
-    return isinstance(content, dict) and bool(
-        {"test_accuracy", CHECKSUM} & set(content)
-    )  # either may be damaged
+    # Either name may be damaged.
+    return isinstance(content, dict) and bool({"test_accuracy", "train_seconds"} & set(content))
 
 
 def _text(result: dict[str, Any]) -> str:

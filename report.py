@@ -33,28 +33,7 @@ STALE = 1  # exit code of --check
 ROOT = Path(__file__).resolve().parent
 
 
-# ---- as text and as JSON -----------------------------------------------------------------------------------
-
-
-def as_text(report: Report) -> str:
-    """The report for a terminal."""
-    runs, target = report.runs, report.target
-    parts = [str(tables.of_runs(runs)), str(tables.of_speeds(runs, target, report.peak_tflops))]
-    for section in report.sections:
-        if section.name:
-            parts.append(section.name)
-        for group, summaries in section.groups:
-            lines = [group.label, *dict.fromkeys(map(tables.machine, group.runs))]
-            lines += [f"note: {note}" for note in group.notes]
-            lines.append(str(tables.of_summaries(summaries, target)))
-            lines.append(f"median seconds: {tables.medians(group, target)}")
-            parts.append("\n".join(lines))
-        if section.unfinished:
-            parts.append(tables.left_out(section.unfinished))
-    if report.comparisons:
-        parts.append(str(tables.of_comparison(report.comparisons, report.difference)))
-    parts += [*report.notes, "\n".join(tables.footnotes(target))]
-    return "\n\n".join(parts)
+# ---- as JSON -------------------------------------------------------------------------------------------
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -134,7 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
             record.write_whole(options.html, page.html(report))
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # a terminal without σ
-        print(json.dumps(as_json(report), indent=2, allow_nan=False) if options.json else as_text(report))
+        print(
+            json.dumps(as_json(report), indent=2, allow_nan=False) if options.json else tables.as_text(report)
+        )
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails too

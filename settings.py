@@ -83,11 +83,13 @@ class Settings:
     jit: bool = option("compile the step with XLA")
     eager: bool = option("run operation by operation, for debugging; slow")
     deterministic: bool = option("the same numbers on every run on this device, at some cost on a GPU")
-    data: str = option("folder, .tar.gz, .npz or 'synthetic'; '': find or download CIFAR-10")
+    data: str = option("folder, .tar.gz, .npz, TFRecords or 'synthetic'; '': find or download CIFAR-10")
+    scratch: str = option("folder on a local disk to train from, for TFRecords beyond memory; '': memory")
     holdout: int = option("training images to validate on in place of the test set; 0: none", low=0)
     limit_train: int = option("use only so many training images, balanced; 0: all", low=0)
     limit_test: int = option("use only so many test images, balanced; 0: all", low=0)
     stop_after: int = option("end after so many epochs of the same schedule; 0: at its end", low=0)
+    runs: int = option("seeds to train one after another, from the first up, and their statistics", low=1)
     out: str = option("folder for the results; '': runs/<recipe>-<seed>-<time>")
     resume: str = option(
         "go on with the run in this folder; auto: the newest of this recipe and seed, if any"
@@ -96,6 +98,7 @@ class Settings:
     keep: int = option("checkpoints to keep", low=1)
     checkpoint_dir: str = option("where they go, any path of tf.io.gfile; '': the results' folder")
     profile: str = option("folder for a TensorFlow profile of ten steps; '': none")
+    tensorboard: bool = option("write the rows and, at the end, pictures for TensorBoard")
 
 
 NAMES = tuple(item.name for item in fields(Settings))

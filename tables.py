@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import speed
 import statistics_of_runs
+from evidence import Report
 from groups import Group
 from results import Run, clean
 from statistics_of_runs import Comparison, Summary
@@ -187,3 +188,24 @@ def footnotes(target: float) -> list[str]:
         "Student's; σ is that of one run, with n - 1. A claim by airbench's rule takes "
         f"{statistics_of_runs.CLAIM} runs with distinct seeds.",
     ]
+
+
+def as_text(report: Report) -> str:
+    """The report for a terminal."""
+    runs, target = report.runs, report.target
+    parts = [str(of_runs(runs)), str(of_speeds(runs, target, report.peak_tflops))]
+    for section in report.sections:
+        if section.name:
+            parts.append(section.name)
+        for group, summaries in section.groups:
+            lines = [group.label, *dict.fromkeys(map(machine, group.runs))]
+            lines += [f"note: {note}" for note in group.notes]
+            lines.append(str(of_summaries(summaries, target)))
+            lines.append(f"median seconds: {medians(group, target)}")
+            parts.append("\n".join(lines))
+        if section.unfinished:
+            parts.append(left_out(section.unfinished))
+    if report.comparisons:
+        parts.append(str(of_comparison(report.comparisons, report.difference)))
+    parts += [*report.notes, "\n".join(footnotes(target))]
+    return "\n\n".join(parts)

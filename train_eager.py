@@ -33,6 +33,7 @@ import tensorflow as tf
 
 import console
 import data
+import describe
 import devices
 import model
 import optimizer
@@ -41,7 +42,9 @@ import recipes
 import record
 import resume
 import schedule
+import series
 import settings
+import summaries
 from augment import Shard
 from averaging import WeightAverage
 from checkpoint import Checkpoints, Saved
@@ -143,8 +146,10 @@ EAGER = False  #@param {type:"boolean"}
 # the same numbers on every run on this device; a CPU gives them anyway
 DETERMINISTIC = False  #@param {type:"boolean"}
 # ---- Data and results. -------------------------------------------------------------------------------------
-# folder, .tar.gz, .npz or 'synthetic'; empty: find or download
+# folder, .tar.gz, .npz, TFRecords (gs:// too) or 'synthetic'; empty: find or download
 DATA = ""  #@param {type:"string"}
+# folder on a local disk to train from, for TFRecords that do not fit in memory; empty: memory
+SCRATCH = ""  #@param {type:"string"}
 # training images to validate on in place of the test set
 HOLDOUT = 0  #@param {type:"integer"}
 # images, balanced; 0: all
@@ -153,6 +158,8 @@ LIMIT_TRAIN = 0  #@param {type:"integer"}
 LIMIT_TEST = 0  #@param {type:"integer"}
 # epochs of the unchanged schedule; 0: to its end
 STOP_AFTER = 0  #@param {type:"integer"}
+# seeds to train one after another, from SEED up, and their statistics
+RUNS = 1  #@param {type:"integer"}
 # folder for the results; empty: runs/<recipe>-<seed>-<time>
 OUT = ""  #@param {type:"string"}
 # folder of a run to go on with; auto: the newest of this recipe and seed, if there is one
@@ -165,13 +172,15 @@ KEEP = 2  #@param {type:"integer"}
 CHECKPOINT_DIR = ""  #@param {type:"string"}
 # folder for a profile of ten steps; empty: none
 PROFILE = ""  #@param {type:"string"}
+# rows and, at the end, pictures for TensorBoard, in the results' folder
+TENSORBOARD = False  #@param {type:"boolean"}
 # ------------------------------------------------------------------------------------------------------------
 # fmt: on
 
 EVALUATION_BATCH = 1000  # images a step; divides CIFAR-10's 10,000
 PROFILED_STEPS = 10
 NOT_FINITE = 3  # exit code
-PLACES = ("data", "out", "resume", "checkpoint_dir", "profile")  # on this machine; not for the record
+PLACES = ("data", "scratch", "out", "resume", "checkpoint_dir", "profile")  # here; not for the record
 INTERRUPTED = 130  # exit code after Ctrl-C, as the shell's own
 
 
@@ -181,7 +190,7 @@ def constants() -> settings.Settings:
 
 
 def train(**changes: Any) -> dict[str, Any]:
-    """Trains once and returns what result.json holds.
+    """Trains and returns what result.json holds; of several runs, {"runs": the results, by seed}.
 
     Args:
         changes: hyperparameters that differ from the constants above, by their names in lower case
@@ -192,21 +201,39 @@ def train(**changes: Any) -> dict[str, Any]:
             that cannot be written. Its message is one line.
     """
     options = settings.change(recipes.resolve(changes.get("recipe", RECIPE), constants()), changes)
-    saved = None
-    if options.resume:
+    saved, begun = None, series.find(options.resume, options)
+    if begun:
+        options = series.settings_of(begun, changes, constants())
+    elif options.resume and options.runs == 1:
         folder, saved, damaged = resume.find(options.resume, options)
         for line in damaged:
             console.say(f"note: {line}")
         if saved is not None:
             options = resume.settings_of(folder, saved, changes, constants())
+    elif options.resume not in ("", "auto"):  # of several runs
+        raise UserError(f"--resume {options.resume} holds no series; leave out --runs, or start a series")
+    if options.runs > 1 and devices.several_workers():
+        raise UserError(f"--runs {options.runs} is for one process; unset TF_CONFIG, or leave the flag out")
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
-    random.seed(options.seed)
-    np.random.seed(options.seed)
-    tf.random.set_seed(options.seed)
     tf.keras.utils.disable_interactive_logging()
+    run: Run | None = None
+
+    def train_one(own: settings.Settings, saved: Saved | None) -> dict[str, Any]:
+        nonlocal run
+        random.seed(own.seed)
+        np.random.seed(own.seed)
+        tf.random.set_seed(own.seed)
+        if run is None or run.draws_images():
+            run = Run(own, interrupt, saved)
+        else:
+            run.restart(own, saved)
+        return run.train()
+
     with eagerly(options.eager), devices.workers_in_sight(), Interrupt() as interrupt:
-        return Run(options, interrupt, saved).train()
+        if options.runs > 1 or begun:
+            return {"runs": series.train(options, train_one, constants(), resumed=bool(begun))}
+        return train_one(options, saved)
 
 
 @contextlib.contextmanager
@@ -223,21 +250,27 @@ def eagerly(eager: bool) -> Iterator[None]:
 class Run:
     """One training, from the hyperparameters to the result.
 
-    Its parts are made in the order in which they are needed: data, device, folder, network, step, evaluation.
+    Its parts are made in the order in which they are needed: device, data, folder, network, step, evaluation.
     """
 
     def __init__(
         self, options: settings.Settings, interrupt: Interrupt | None = None, saved: Saved | None = None
     ) -> None:
         """Args: the hyperparameters; what notes signals; the checkpoint to go on from, None for a new run."""
+        self.compiled = False
         self.options, self.interrupt, self.saved = options, interrupt or Interrupt(), saved
         default = Path("runs") / f"{options.recipe}-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # Before the data: reading TFRecords starts TensorFlow, after which devices cannot be set up any more.
+        self.placement = devices.choose(
+            options.device, tpu=options.tpu, logical_devices=options.logical_devices
+        )
         images = data.load(
             options.data or None,
             seed=options.seed,
             limit_train=options.limit_train,
             limit_test=options.limit_test,
             holdout=options.holdout,
+            scratch=options.scratch or None,
         )
         self.images, self.data_sha256 = images, images.sha256()
         if saved is not None:
@@ -253,9 +286,6 @@ class Run:
             if options.knots
             else schedule.triangle(options.epochs, options.warmup_epochs, options.learning_rate)
         )
-        self.placement = devices.choose(
-            options.device, tpu=options.tpu, logical_devices=options.logical_devices
-        )
         devices.check_batch(options.batch_size, self.placement.replicas)
         devices.check_groups(options.ghost_groups, self.placement.replicas)
         self.precision = devices.choose_precision(options.precision, self.placement.kind)
@@ -268,17 +298,10 @@ class Run:
         alone = self.placement.replicas == 1 and self.placement.kind != "tpu"
         self.jit = options.jit and not options.eager and alone
         with self.placement.strategy.scope(), dtype_policy(self.precision):
-            self.model = self._make_model()
-            sample = images.train_images[: model.whitening_images(self.model)]
-            model.fit_whitening(self.model, data.standardise(sample, mean, std))
+            self.model, self.optimizer, self.average = self._make_state()
             plans = optimizer.plans(options, self.model.trainable_variables, self.schedule)
-            self.optimizer = optimizer.make(options, plans, self.steps_per_epoch)
-            if self.precision == "float16":
-                self.optimizer = LossScale(self.optimizer)
-            self.optimizer.build(self.model.trainable_variables)
             # Of the summed loss, and once over all replicas, whose gradients the optimiser adds up.
             self.decays = [plan.decay * options.batch_size / self.placement.replicas for plan in plans]
-            self.average = self._make_average()
             self.counters, self.bad_steps = Counters(), BadSteps()
             self.pipeline = make_pipeline(options, images, mean, std, jit=self.jit)
             if self.placement.kind == "cpu":  # one copy is enough
@@ -297,7 +320,29 @@ class Run:
             )
             self.checkpoints = self._make_checkpoints()
 
+        self.forward_gflop = _forward_gflop(options, len(images.classes))
+
     # ---- the parts -----------------------------------------------------------------------------------------
+
+    def _make_state(self) -> tuple[tf.keras.Model, Any, WeightAverage | None]:
+        """All that training changes, as it is at the start: the network, the optimizer, the average."""
+        options, images = self.options, self.images
+        network = self._make_model()
+        start = time.perf_counter()
+        sample = images.train_images[: model.whitening_images(network)]
+        model.fit_whitening(network, data.standardise(sample, self.mean, self.std))
+        self.whitening_seconds = time.perf_counter() - start
+        weights = network.trainable_variables
+        update = optimizer.make(
+            options, optimizer.plans(options, weights, self.schedule), self.steps_per_epoch
+        )
+        if self.precision == "float16":
+            update = LossScale(update)
+        update.build(weights)
+        average = None
+        if options.ema_every:
+            average = WeightAverage(model.averaged_variables(network), options.ema_keeps, options.ema_every)
+        return network, update, average
 
     def _make_model(self) -> tf.keras.Model:
         options = self.options
@@ -312,13 +357,6 @@ class Run:
             whiten=options.whiten,
         )
 
-    def _make_average(self) -> WeightAverage | None:
-        """The moving average of the weights and running statistics, if the recipe has one."""
-        options = self.options
-        if not options.ema_every:
-            return None
-        return WeightAverage(model.averaged_variables(self.model), options.ema_keeps, options.ema_every)
-
     def _make_checkpoints(self) -> Checkpoints:
         parts = {"model": self.model, "optimizer": self.optimizer}
         if self.average is not None:
@@ -330,9 +368,7 @@ class Run:
         return checkpoints
 
     def _variables(self) -> list[Any]:
-        """All that training changes."""
-        averages = self.average.averages if self.average is not None else ()
-        return [*self.model.variables, *self.optimizer.variables, *averages]
+        return _variables(self.model, self.optimizer, self.average)
 
     def _make_train_step(self) -> tuple[Any, Any]:
         network, optimizer, pipeline = self.model, self.optimizer, self.pipeline
@@ -373,6 +409,28 @@ class Run:
         """The running statistics become their mean over the replicas."""
         self.placement.strategy.run(average_statistics, (self.model,))
 
+    def draws_images(self) -> bool:
+        """Whether the seed decides which images there are, so that a run of another one is to be made anew."""
+        options = self.options
+        return self.images.synthetic or bool(options.holdout or options.limit_train or options.limit_test)
+
+    def restart(self, options: settings.Settings, saved: Saved | None = None) -> None:
+        """Makes it the run of another seed, in another folder; what is compiled stays.
+
+        Args: as of __init__; the hyperparameters differ in seed and folders only.
+        """
+        self.options, self.saved = options, saved
+        if saved is not None:
+            resume.check_data(saved, self.data_sha256)
+        if self.folder:
+            self.folder = record.make_folder(options.out, self.folder, resumed=saved is not None)
+        with self.placement.strategy.scope(), dtype_policy(self.precision):
+            fresh = _variables(*self._make_state())
+        for variable, value in zip(self._variables(), fresh, strict=True):
+            variable.assign(tf.convert_to_tensor(value))
+        self.pipeline.seed = options.seed
+        self.checkpoints = self._make_checkpoints()
+
     # ---- the run -------------------------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
@@ -385,16 +443,27 @@ class Run:
             console.say(f"note: {finding}")
         if options.jit and self.placement.replicas > 1 and self.placement.kind != "tpu":
             console.say("note: no XLA, which compiles the step for a single replica only")
-        self.compile_seconds = self._warm_up()
-        console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now\n\n{console.heading()}")
+        if options.scratch:
+            console.say(
+                f"note: the training images are in --scratch {options.scratch}; the host makes the batches"
+            )
+        written = summaries.Summaries(self.folder) if options.tensorboard and self.folder else None
+        self.compile_seconds = 0.0
+        if not self.compiled:
+            self.compile_seconds, self.compiled = self._warm_up(), True
+            console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now")
+        console.say(f"\n{console.heading()}")
         self.rows: list[dict[str, Any]] = []
         self.tta_accuracy: float | None = None
+        self.evaluation_seconds = 0.0
         self.train_seconds, self.epoch_seconds, self.started = 0.0, 0.0, time.perf_counter()
         first, step = self._restore() if self.saved is not None else (1, 0)
         last = options.stop_after or options.epochs
         for epoch in range(first, last + 1):
             self.rows.append(self._epoch(epoch, last, step))
             console.say(console.row(self.rows[-1]))
+            if written:
+                written.epoch(self.rows[-1])
             step = 0
             if self.folder:
                 record.write_result(self.folder, self._result(finished=False))
@@ -414,6 +483,9 @@ class Run:
             console.say(f"weights sha256 {self._weights_sha256()}")  # to be seen to be every worker's
         if self.folder:
             console.say(f"wrote {self.folder / 'result.json'}, dawnbench.tsv and weights.npz")
+        if written and self.folder:
+            for line in written.pictures(self.folder, last, options.data):
+                console.say(line)
         return result
 
     def _epoch(self, epoch: int, last: int, done: int) -> dict[str, Any]:
@@ -448,9 +520,12 @@ class Run:
         if self.placement.replicas > 1:
             self.average_statistics()
         with self._averaged():
+            start = time.perf_counter()
             test_loss, test_accuracy = self.evaluate()
             if epoch == last and options.tta != "none":
+                start = time.perf_counter()
                 self.tta_accuracy = self.evaluate.views()
+            self.evaluation_seconds = time.perf_counter() - start
         seen = self.steps_per_epoch * images_a_step
         values = {
             "epoch": epoch,
@@ -484,6 +559,7 @@ class Run:
             "train_seconds": self.train_seconds,
             "epoch_seconds": self.epoch_seconds,
             "total_seconds": time.perf_counter() - self.started,
+            "evaluation_seconds": self.evaluation_seconds,
             "hyperparameters": asdict(self.options),
             "data_sha256": self.data_sha256,
         }
@@ -498,6 +574,7 @@ class Run:
         self.rows, self.tta_accuracy = about["rows"], about["tta_accuracy"]
         self.train_seconds, self.epoch_seconds = about["train_seconds"], about["epoch_seconds"]
         self.started = time.perf_counter() - about["total_seconds"]
+        self.evaluation_seconds = about.get("evaluation_seconds", 0.0)
         for row in self.rows:
             console.say(console.row(row))
         return about["epoch"], about["step_of_epoch"]
@@ -642,8 +719,22 @@ class Run:
             "total_seconds": rows[-1]["total_seconds"],
             "compile_seconds": self.compile_seconds,
             "peak_memory_gib": record.peak_memory_gib(),
+            "airbench_seconds": self.whitening_seconds + self.train_seconds + self.evaluation_seconds,
             "images_per_second": seen / self.train_seconds,
+            "forward_gflop_per_image": self.forward_gflop,
         }
+
+
+def _variables(network: tf.keras.Model, update: Any, average: WeightAverage | None) -> list[Any]:
+    """All that training changes."""
+    return [*network.variables, *update.variables, *(average.averages if average is not None else ())]
+
+
+def _forward_gflop(options: settings.Settings, classes: int) -> float:
+    """Of one image: two operations a multiply-add, of convolutions and the last layer alone."""
+    with tf.device("CPU:0"):
+        rows = describe.trace(recipes.network(options, classes))
+    return 2 * sum(row.multiply_adds for row in rows) / 1e9
 
 
 @contextlib.contextmanager

@@ -65,6 +65,8 @@ def sources(folder, real=None):
         with tarfile.open(folder / layout.archive, "w:gz") as archive:
             archive.add(batches, layout.folder)
         made.append((f"{kind} archive", folder / layout.archive, [folder / layout.archive], load_data))
+    data.to_tfrecord(data.load(str(folder / "small.npz"), seed=0), str(folder / "records"))
+    made.append(("tfrecord", folder / "records", sorted((folder / "records").iterdir()), load_data))
     checkpoints = sorted((run / "checkpoints").iterdir())
     made.append(("checkpoint", run, checkpoints, load_checkpoint))
     made.append(("result", run / "result.json", [run / "result.json"], load_result))

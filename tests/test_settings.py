@@ -120,7 +120,7 @@ def test_importing_does_no_work():
     modules = (
         "augment console data devices download errors evaluation finite formats memory model ops optimizer"
     )
-    modules += " pipeline record schedule settings train_eager"
+    modules += " imagefile pipeline record schedule settings storage tfrecords train_eager"
     code = f"import {', '.join(modules.split())}\nfrom tensorflow.python.eager import context"
     code += "\nassert context.context()._context_handle is None, 'a device was touched'"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
