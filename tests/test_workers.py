@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import checkpoint
 import devices
 import settings
 import train_eager
@@ -117,6 +118,36 @@ def test_a_worker_that_is_killed_ends_the_other_with_exit_4(short, tmp_path, wor
     last = error.strip().splitlines()[-1]
     assert "is gone, so this one ends" in last
     assert "Traceback" not in error
+    if victim == 1:
+        check_that_both_go_on(flags, tmp_path, workers)
+
+
+def check_that_both_go_on(flags, tmp_path, workers):
+    """From the last checkpoint, to the weights of two workers of which none was killed."""
+    saved, damaged = checkpoint.newest(flags["out"])
+    assert saved and not damaged and len(saved.about["rows"]) >= 2
+    last = len(saved.about["rows"]) + 2
+
+    def sums(*arguments):
+        started = workers(
+            lambda index: ["train_eager.py", *arguments, "--no-jit", "--stop-after", str(last)]
+        )[-2:]
+        codes = [process.wait(timeout=400) for process in started]
+        assert codes == [0, 0], (tmp_path / "err0").read_text()[-2000:]
+        texts = [(tmp_path / f"out{index}").read_text() for index in range(2)]
+        return [line for text in texts for line in text.splitlines() if line.startswith("weights sha256")]
+
+    resumed = sums("--resume", flags["out"])
+    others = {**flags, "out": str(tmp_path / "undisturbed")}
+    undisturbed = sums(
+        *[f"--{key.replace('_', '-')}={value}" for key, value in others.items() if key != "jit"]
+    )
+    assert len(resumed) == len(undisturbed) == 2 and len({*resumed, *undisturbed}) == 1
+    rows = [
+        json.loads((Path(out) / "result.json").read_text())["epochs"] for out in (flags["out"], others["out"])
+    ]
+    for one, other in zip(*rows, strict=True):
+        assert all(one[key] == other[key] for key in one if not key.endswith("seconds"))
 
 
 MISSED = "aborted: Error from /job:worker/task:0: unhealthy tasks:\n/job:worker/replica:0/task:3\nThe tasks"
