@@ -30,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import memory
 import record
 import rivals
 from errors import Parser, UserError
@@ -185,7 +186,7 @@ def serve(network: str, task: rivals.Task) -> int:
 def _memory() -> dict[str, float | None]:
     """GiB that this process has held at most in this turn, and holds; None where the system is silent."""
     path = "/proc/self/status"
-    return {"peak_gib": record.proc_gib(path, "VmHWM:"), "resident_gib": record.proc_gib(path, "VmRSS:")}
+    return {"peak_gib": memory.proc_gib(path, "VmHWM:"), "resident_gib": memory.proc_gib(path, "VmRSS:")}
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------
@@ -280,7 +281,7 @@ def _turn(worker: Worker, candidate: rivals.Candidate, name: str, steps: int) ->
 
 def _check_memory(found: dict[str, dict[str, Any]]) -> None:
     """Raises UserError if the candidates would not have the memory for their turns."""
-    free = record.proc_gib("/proc/meminfo", "MemAvailable:")
+    free = memory.available_gib()
     needed = SPARE_GIB + max((values["given_back_gib"] for values in found.values()), default=0.0)
     if free is not None and free < needed:
         raise UserError(

@@ -220,6 +220,112 @@ class Parser(argparse.ArgumentParser):
 )
 
 cells.add(
+    "memory",
+    r'''"""Memory on a CPU: large pages for the step's buffers, giving back what is free, and whether a batch fits."""
+
+import contextlib
+import ctypes
+import os
+import platform
+import sys
+from pathlib import Path
+
+from errors import UserError
+
+TUNABLE = "glibc.malloc.hugetlb"  # glibc 2.35 and newer; 1: ask the kernel for huge pages with madvise
+EXHAUSTED = 6  # exit code
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def restart_with_huge_pages() -> None:
+    """Runs this same command again in this process, with glibc's allocator told to ask for huge pages.
+
+    TensorFlow takes its CPU buffers from malloc, which maps the large ones anew at every step, and the kernel
+    zeroes gigabytes 4 KiB at a time. With pages of 2 MiB that all but disappears. The allocator reads its
+    setting only as a process starts, hence the restart; call this before slow imports. Nothing happens in a
+    notebook, elsewhere than under glibc, or where the setting is made already.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if platform.libc_ver()[0] != "glibc" or TUNABLE in tunables or "ipykernel" in sys.modules:
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def give_back() -> None:
+    """Returns to the system what the allocator holds and does not use: after compiling, hundreds of MiB.
+
+    Nothing happens elsewhere than under glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def proc_gib(path: str, key: str) -> float | None:
+    """A size in Linux' /proc, in GiB: proc_gib("/proc/meminfo", "MemAvailable:"); None where there is none."""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.startswith(key):
+                return int(line.split()[1]) / 2**20  # from kB
+    return None
+
+
+def available_gib() -> float | None:
+    """Memory that this process may still take, in GiB: the system's, within the limit of its container.
+
+    None elsewhere than on Linux.
+    """
+    available = proc_gib("/proc/meminfo", "MemAvailable:")
+    if available is None:
+        return None
+    resident = proc_gib("/proc/self/status", "VmRSS:") or 0.0
+    return min([available, *(limit - resident for limit in _limits_gib())])
+
+
+def _limits_gib() -> list[float]:
+    """The limits of this process's control groups, version 2 or 1; a container sees its own as the root."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                root, name = (CGROUPS, "memory.max")
+                if controllers:
+                    root, name = CGROUPS / "memory", "memory.limit_in_bytes"
+                found += [root / path.lstrip("/") / name, root / name]
+    limits = []
+    for limit in found:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
+            limits.append(int(limit.read_text()) / 2**30)
+    return limits
+
+
+def check_batch(batch_size: int, image_bytes: int, unit: int) -> str:
+    """What to say of a batch that may not fit in memory; "" if it does, or if the system does not say.
+
+    A step needs about the outputs of all layers once: measured, 0.5 to 1.1 times (DavidNet's and the speedrun's).
+
+    Args:
+        batch_size: images.
+        image_bytes: of the outputs of all layers for one image.
+        unit: which the batch is to be a multiple of.
+
+    Raises:
+        UserError: if not even a third of that is available; it names a batch that fits.
+    """
+    available, needed = available_gib(), batch_size * image_bytes / 2**30
+    if available is None or needed <= available:
+        return ""
+    fits = max(unit, int(0.8 * available / needed * batch_size) // unit * unit)
+    about = f"--batch-size {batch_size} takes about {needed:.1f} GiB, {available:.1f} are available"
+    if needed <= 3 * available:
+        return f"{about}; if it does not fit, try --batch-size {fits}"
+    raise UserError(f"{about}; try --batch-size {fits}", exit_code=EXHAUSTED)
+''',
+)
+
+cells.add(
     "record",
     r'''"""What a run leaves behind: result.json and dawnbench.tsv, each written whole or not at all."""
 
@@ -238,6 +344,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import memory
 from errors import UserError
 
 CHECKSUM = "sha256"  # key of result.json
@@ -388,19 +495,10 @@ def hardware(accelerators: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def proc_gib(path: str, key: str) -> float | None:
-    """A size in Linux' /proc, in GiB: proc_gib("/proc/meminfo", "MemAvailable:"); None where there is none."""
-    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.startswith(key):
-                return int(line.split()[1]) / 2**20  # from kB
-    return None
-
-
 def peak_memory_gib() -> float | None:
     """The most memory this process has held at once, in GiB; None where the system does not say."""
     # Not getrusage's, which a process inherits from the one that started it.
-    peak = proc_gib("/proc/self/status", "VmHWM:")
+    peak = memory.proc_gib("/proc/self/status", "VmHWM:")
     return None if peak is None else round(peak, 2)
 
 
@@ -484,45 +582,6 @@ class EpochBar:
 
     def close(self) -> None:
         self.bar.close()
-''',
-)
-
-cells.add(
-    "memory",
-    r'''"""Memory on a CPU: large pages for the step's buffers, and giving back what is free."""
-
-import contextlib
-import ctypes
-import os
-import platform
-import sys
-
-TUNABLE = "glibc.malloc.hugetlb"  # glibc 2.35 and newer; 1: ask the kernel for huge pages with madvise
-
-
-def restart_with_huge_pages() -> None:
-    """Runs this same command again in this process, with glibc's allocator told to ask for huge pages.
-
-    TensorFlow takes its CPU buffers from malloc, which maps the large ones anew at every step, and the kernel
-    zeroes gigabytes 4 KiB at a time. With pages of 2 MiB that all but disappears. The allocator reads its
-    setting only as a process starts, hence the restart; call this before slow imports. Nothing happens in a
-    notebook, elsewhere than under glibc, or where the setting is made already.
-    """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if platform.libc_ver()[0] != "glibc" or TUNABLE in tunables or "ipykernel" in sys.modules:
-        return
-    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def give_back() -> None:
-    """Returns to the system what the allocator holds and does not use: after compiling, hundreds of MiB.
-
-    Nothing happens elsewhere than under glibc.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
 ''',
 )
 
@@ -3388,6 +3447,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chat
 import tensorflow as tf
 
 import formats
+import memory
 import record
 import storage
 from errors import UserError
@@ -3607,7 +3667,7 @@ def _parse(text: str) -> Manifest:
 
 def _check_memory(folder: str, images: int, scratch: str | None) -> None:
     """Raises UserError if so many images do not fit, twice: the pipeline makes a copy for the device."""
-    needed, free = 2 * images * IMAGE_BYTES / 2**30, record.proc_gib("/proc/meminfo", "MemAvailable:")
+    needed, free = 2 * images * IMAGE_BYTES / 2**30, memory.available_gib()
     if free is not None and needed > free:
         remedy = (
             "use fewer test images" if scratch else "give --scratch a folder on a local disk to train from"
@@ -5908,6 +5968,11 @@ def _detail(layer: Any) -> str:
     return f"{layer.size}x{layer.size}" if hasattr(layer, "size") else ""
 
 
+def outputs(rows: list[Row]) -> int:
+    """The numbers in the outputs of all layers for one image."""
+    return sum(int(np.prod(row.shape)) for row in rows)
+
+
 def multiply_adds(rows: list[Row]) -> int:
     """Of a forward pass, for one image."""
     return sum(row.multiply_adds for row in rows)
@@ -7872,6 +7937,7 @@ class Summaries:
 
 import contextlib
 import hashlib
+import math
 import os
 import random
 import sys
@@ -8057,7 +8123,8 @@ class Run:
             )
             self.checkpoints = self._make_checkpoints()
 
-        self.forward_gflop = _forward_gflop(options, len(images.classes))
+        with tf.device("CPU:0"):
+            self.layers = describe.trace(recipes.network(options, len(images.classes)))
 
     # ---- the parts -----------------------------------------------------------------------------------------
 
@@ -8187,7 +8254,8 @@ class Run:
         written = summaries.Summaries(self.folder) if options.tensorboard and self.folder else None
         self.compile_seconds = 0.0
         if not self.compiled:
-            self.compile_seconds, self.compiled = self._warm_up(), True
+            with self._within_memory():
+                self.compile_seconds, self.compiled = self._warm_up(), True
             console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now")
         console.say(f"\n{console.heading()}")
         self.rows: list[dict[str, Any]] = []
@@ -8381,6 +8449,29 @@ class Run:
         memory.give_back()
         return time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def _within_memory(self) -> Iterator[None]:
+        """Ends a batch that does not fit with one that does, or is likely to."""
+        options, placement = self.options, self.placement
+        unit = math.lcm(placement.replicas, options.ghost_groups or 1)
+        if placement.kind == "cpu":
+            number_bytes = 4 if self.precision == "float32" else 2
+            note = memory.check_batch(options.batch_size, number_bytes * describe.outputs(self.layers), unit)
+            if note:
+                console.say(f"note: {note}")
+        try:
+            yield
+        except tf.errors.OpError as error:
+            said = error.message.lower()  # XLA's may come as another kind of error
+            if "out of memory" not in said and "resource_exhausted" not in said:
+                raise
+            smaller = max(unit, options.batch_size // 2 // unit * unit)
+            raise UserError(
+                f"--batch-size {options.batch_size} does not fit in the memory of the {placement.kind}; try "
+                f"--batch-size {smaller}",
+                exit_code=memory.EXHAUSTED,
+            ) from None
+
     def _weights_sha256(self) -> str:
         digest = hashlib.sha256()
         for weight in self.model.trainable_variables:
@@ -8458,20 +8549,13 @@ class Run:
             "peak_memory_gib": record.peak_memory_gib(),
             "airbench_seconds": self.whitening_seconds + self.train_seconds + self.evaluation_seconds,
             "images_per_second": seen / self.train_seconds,
-            "forward_gflop_per_image": self.forward_gflop,
+            "forward_gflop_per_image": 2 * describe.multiply_adds(self.layers) / 1e9,
         }
 
 
 def _variables(network: tf.keras.Model, update: Any, average: WeightAverage | None) -> list[Any]:
     """All that training changes."""
     return [*network.variables, *update.variables, *(average.averages if average is not None else ())]
-
-
-def _forward_gflop(options: settings.Settings, classes: int) -> float:
-    """Of one image: two operations a multiply-add, of convolutions and the last layer alone."""
-    with tf.device("CPU:0"):
-        rows = describe.trace(recipes.network(options, classes))
-    return 2 * sum(row.multiply_adds for row in rows) / 1e9
 
 
 @contextlib.contextmanager

@@ -109,6 +109,11 @@ def _detail(layer: Any) -> str:
     return f"{layer.size}x{layer.size}" if hasattr(layer, "size") else ""
 
 
+def outputs(rows: list[Row]) -> int:
+    """The numbers in the outputs of all layers for one image."""
+    return sum(int(np.prod(row.shape)) for row in rows)
+
+
 def multiply_adds(rows: list[Row]) -> int:
     """Of a forward pass, for one image."""
     return sum(row.multiply_adds for row in rows)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import memory
 from errors import UserError
 
 CHECKSUM = "sha256"  # key of result.json
@@ -165,19 +166,10 @@ def hardware(accelerators: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def proc_gib(path: str, key: str) -> float | None:
-    """A size in Linux' /proc, in GiB: proc_gib("/proc/meminfo", "MemAvailable:"); None where there is none."""
-    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.startswith(key):
-                return int(line.split()[1]) / 2**20  # from kB
-    return None
-
-
 def peak_memory_gib() -> float | None:
     """The most memory this process has held at once, in GiB; None where the system does not say."""
     # Not getrusage's, which a process inherits from the one that started it.
-    peak = proc_gib("/proc/self/status", "VmHWM:")
+    peak = memory.proc_gib("/proc/self/status", "VmHWM:")
     return None if peak is None else round(peak, 2)
 
 

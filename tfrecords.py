@@ -31,6 +31,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chat
 import tensorflow as tf
 
 import formats
+import memory
 import record
 import storage
 from errors import UserError
@@ -250,7 +251,7 @@ def _parse(text: str) -> Manifest:
 
 def _check_memory(folder: str, images: int, scratch: str | None) -> None:
     """Raises UserError if so many images do not fit, twice: the pipeline makes a copy for the device."""
-    needed, free = 2 * images * IMAGE_BYTES / 2**30, record.proc_gib("/proc/meminfo", "MemAvailable:")
+    needed, free = 2 * images * IMAGE_BYTES / 2**30, memory.available_gib()
     if free is not None and needed > free:
         remedy = (
             "use fewer test images" if scratch else "give --scratch a folder on a local disk to train from"

@@ -13,6 +13,7 @@ otherwise. README.md tells what is timed and what a run leaves behind.
 
 import contextlib
 import hashlib
+import math
 import os
 import random
 import sys
@@ -320,7 +321,8 @@ class Run:
             )
             self.checkpoints = self._make_checkpoints()
 
-        self.forward_gflop = _forward_gflop(options, len(images.classes))
+        with tf.device("CPU:0"):
+            self.layers = describe.trace(recipes.network(options, len(images.classes)))
 
     # ---- the parts -----------------------------------------------------------------------------------------
 
@@ -450,7 +452,8 @@ class Run:
         written = summaries.Summaries(self.folder) if options.tensorboard and self.folder else None
         self.compile_seconds = 0.0
         if not self.compiled:
-            self.compile_seconds, self.compiled = self._warm_up(), True
+            with self._within_memory():
+                self.compile_seconds, self.compiled = self._warm_up(), True
             console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now")
         console.say(f"\n{console.heading()}")
         self.rows: list[dict[str, Any]] = []
@@ -644,6 +647,29 @@ class Run:
         memory.give_back()
         return time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def _within_memory(self) -> Iterator[None]:
+        """Ends a batch that does not fit with one that does, or is likely to."""
+        options, placement = self.options, self.placement
+        unit = math.lcm(placement.replicas, options.ghost_groups or 1)
+        if placement.kind == "cpu":
+            number_bytes = 4 if self.precision == "float32" else 2
+            note = memory.check_batch(options.batch_size, number_bytes * describe.outputs(self.layers), unit)
+            if note:
+                console.say(f"note: {note}")
+        try:
+            yield
+        except tf.errors.OpError as error:
+            said = error.message.lower()  # XLA's may come as another kind of error
+            if "out of memory" not in said and "resource_exhausted" not in said:
+                raise
+            smaller = max(unit, options.batch_size // 2 // unit * unit)
+            raise UserError(
+                f"--batch-size {options.batch_size} does not fit in the memory of the {placement.kind}; try "
+                f"--batch-size {smaller}",
+                exit_code=memory.EXHAUSTED,
+            ) from None
+
     def _weights_sha256(self) -> str:
         digest = hashlib.sha256()
         for weight in self.model.trainable_variables:
@@ -721,20 +747,13 @@ class Run:
             "peak_memory_gib": record.peak_memory_gib(),
             "airbench_seconds": self.whitening_seconds + self.train_seconds + self.evaluation_seconds,
             "images_per_second": seen / self.train_seconds,
-            "forward_gflop_per_image": self.forward_gflop,
+            "forward_gflop_per_image": 2 * describe.multiply_adds(self.layers) / 1e9,
         }
 
 
 def _variables(network: tf.keras.Model, update: Any, average: WeightAverage | None) -> list[Any]:
     """All that training changes."""
     return [*network.variables, *update.variables, *(average.averages if average is not None else ())]
-
-
-def _forward_gflop(options: settings.Settings, classes: int) -> float:
-    """Of one image: two operations a multiply-add, of convolutions and the last layer alone."""
-    with tf.device("CPU:0"):
-        rows = describe.trace(recipes.network(options, classes))
-    return 2 * sum(row.multiply_adds for row in rows) / 1e9
 
 
 @contextlib.contextmanager

@@ -261,7 +261,7 @@ def test_a_worker_says_why_it_fails(tmp_path):
 
 
 def test_memory_that_does_not_suffice(monkeypatch):
-    monkeypatch.setattr(bench.record, "proc_gib", lambda path, key: 3.0)
+    monkeypatch.setattr(bench.memory, "available_gib", lambda: 3.0)
     bench._check_memory({"a": {"given_back_gib": 2.0}})
     with pytest.raises(UserError, match=r"3\.0 GiB of memory are left beside a, b, and 3\.1 are needed"):
         bench._check_memory({"a": {"given_back_gib": 0.0}, "b": {"given_back_gib": 2.1}})

@@ -1,11 +1,17 @@
 """The restart, in processes of their own."""
 
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
+
+import memory
+import train_eager
+from errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """\
@@ -75,3 +81,58 @@ def test_elsewhere_than_under_glibc_nothing_is_given_back(monkeypatch):
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda *_: pytest.fail("no such call there"))
     memory.give_back()
+
+
+def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
+    """Both versions of control groups, as files that look like theirs."""
+    free = memory.proc_gib("/proc/meminfo", "MemAvailable:")
+    if free is None:
+        pytest.skip("the system does not say")
+    resident = memory.proc_gib("/proc/self/status", "VmRSS:")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    assert memory.available_gib() == pytest.approx(free, rel=0.2)
+    (tmp_path / "memory").mkdir()
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        (tmp_path / name).write_text(f"{int((resident + 0.25) * 2**30)}\n")
+        assert memory.available_gib() == pytest.approx(0.25, abs=0.05)
+        (tmp_path / name).write_text("max\n")
+    assert memory.available_gib() == pytest.approx(free, rel=0.2)
+
+
+def test_a_batch_that_cannot_fit_names_one_that_does(monkeypatch):
+    monkeypatch.setattr(memory, "available_gib", lambda: 2.0)
+    assert memory.check_batch(1000, 2 * 2**20, 1) == ""  # 1.95 GiB
+    note = memory.check_batch(2000, 2 * 2**20, 1)  # 3.9 GiB may fit, in 0.5 times of it
+    assert "takes about 3.9 GiB, 2.0 are available; if it does not fit, try --batch-size 819" in note
+    with pytest.raises(
+        UserError, match=r"--batch-size 8000 takes about 15.6 GiB.*try --batch-size 816$"
+    ) as error:
+        memory.check_batch(8000, 2 * 2**20, 8)
+    assert error.value.exit_code == memory.EXHAUSTED == 6
+    monkeypatch.setattr(memory, "available_gib", lambda: None)
+    assert memory.check_batch(10**9, 2**20, 1) == ""
+
+
+def test_a_run_that_does_not_fit_ends_with_6_and_the_batch_it_names_runs(
+    short, monkeypatch, capsys, tmp_path
+):
+    flags = ["--batch-size", "64", "--width", "4", "--epochs", "1", "--device", "cpu", "--no-jit"]
+    flags += ["--data", short["data"], "--ghost-groups", "4"]
+    monkeypatch.setattr(memory, "available_gib", lambda: 0.005)
+    assert train_eager.main([*flags, "--out", str(tmp_path / "one")]) == 6
+    error = capsys.readouterr().err
+    found = re.fullmatch(
+        r"--batch-size 64 takes about 0\.0 GiB, 0\.0 are available; try --batch-size (\d+)\n", error
+    )
+    assert found and int(found[1]) % 4 == 0 and 0 < int(found[1]) < 64
+    assert train_eager.main([*flags, "--batch-size", found[1], "--out", str(tmp_path / "two")]) == 0
+
+    def exhausted(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating: out of memory")
+
+    monkeypatch.setattr(memory, "available_gib", lambda: None)
+    monkeypatch.setattr(train_eager.Run, "_warm_up", exhausted)
+    assert train_eager.main([*flags, "--out", str(tmp_path / "three")]) == 6
+    assert capsys.readouterr().err == (
+        "--batch-size 64 does not fit in the memory of the cpu; try --batch-size 32\n"
+    )

@@ -288,7 +288,7 @@ def test_without_a_manifest_a_folder_is_not_tfrecords(folder):
 
 
 def test_too_little_memory_or_disk_is_said_before_reading(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(tfrecords.record, "proc_gib", lambda *_: 1e-4)
+    monkeypatch.setattr(tfrecords.memory, "available_gib", lambda: 1e-4)
     with pytest.raises(UserError, match=r"104 images need 0.00 GiB of memory.*--scratch"):
         data.load(str(folder), seed=0)
     monkeypatch.undo()
@@ -416,7 +416,7 @@ def test_the_device_cannot_make_batches_of_a_file(short, folder, tmp_path):
 
 PEAKS = """\
 import json, sys
-import record, settings, train_eager
+import memory, settings, train_eager
 small, large, folder = sys.argv[1:]
 peaks, rows = [], []
 for number, (path, scratch) in enumerate([(small, folder), (large, folder), (large, "")]):
@@ -430,7 +430,7 @@ for number, (path, scratch) in enumerate([(small, folder), (large, folder), (lar
     for _ in run.pipeline.open(1):
         pass
     rows.append([row[key] for key in row if not key.endswith("seconds")])
-    peaks.append(record.proc_gib("/proc/self/status", "VmHWM:") * 2**30 / 1e6)
+    peaks.append(memory.proc_gib("/proc/self/status", "VmHWM:") * 2**30 / 1e6)
 print(json.dumps({"peaks": peaks, "rows": rows}))
 """
 LARGE = 60_000  # images, of 3072 bytes: 184 MB
