@@ -8,7 +8,7 @@ import io
 import json
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from settings import Settings
 
 README, PLOT, RECORDS = "README.md", "figures/learning-curves.svg", "records"
 MADE = (README, PLOT)
+FIRST = (recipes.ROOT, "speedrun")  # the recipes at the README's top, measured or not
 SOURCES = {  # what a recipe's source mentions, and where it is
     "cifar10-fast": "https://github.com/davidcpage/cifar10-fast",
     "cifar10-airbench": "https://github.com/KellerJordan/cifar10-airbench",
@@ -75,7 +76,8 @@ def _of_recipes(folder: Path) -> dict[str, list[Run]]:
 def _filled(text: str, runs: dict[str, list[Run]]) -> str:
     """The README with its tables made anew."""
     makers: dict[str, Callable[[dict[str, list[Run]]], str]] = {
-        "recipes": recipe_table,
+        "recipes": lambda runs: recipe_table(runs, FIRST),
+        "ladder": ladder_table,
         "learning curve": curve_table,
     }
     names = [match[2] for match in BLOCK.finditer(text)]
@@ -90,16 +92,26 @@ def _filled(text: str, runs: dict[str, list[Run]]) -> str:
 # ---- tables ------------------------------------------------------------------------------------------------
 
 
-def recipe_table(runs: dict[str, list[Run]]) -> str:
-    """A row for DavidNet, and one for each recipe of which full runs are recorded."""
+def recipe_table(runs: dict[str, list[Run]], names: Iterable[str]) -> str:
+    """A row for each of these recipes: what is published, and what the full runs on record measure."""
     constants = recipes.written_constants()
     lines = ["| recipe | epochs | published | measured here |", "|---|---|---|---|"]
-    for name, recipe in RECIPES.items():
-        values = recipes.resolve(name, constants)
+    for name in names:
+        recipe, values = RECIPES[name], recipes.resolve(name, constants)
         ours = [run for run in runs.get(name, []) if recipes.is_measurement(run, values)]
-        if ours or name == recipes.ROOT:
-            lines.append(f"| `{name}` | {values.epochs} | {_published(recipe)} | {_measured(ours, values)} |")
+        lines.append(f"| `{name}` | {values.epochs} | {_published(recipe)} | {_measured(ours, values)} |")
     return "\n".join(lines)
+
+
+def ladder_table(runs: dict[str, list[Run]]) -> str:
+    """The other recipes of which there are full runs."""
+    constants = recipes.written_constants()
+    measured = [
+        name
+        for name, members in runs.items()
+        if any(recipes.is_measurement(run, recipes.resolve(name, constants)) for run in members)
+    ]
+    return recipe_table(runs, [name for name in measured if name not in FIRST])
 
 
 def _published(recipe: Recipe) -> str:
@@ -115,9 +127,12 @@ def _published(recipe: Recipe) -> str:
 def _measured(runs: Sequence[Run], values: Settings) -> str:
     if not runs:
         return "not measured yet"
-    shown = f"{_mean([100 * run.accuracy for run in runs])} %"
+    digits = 2 if len(runs) == 1 else 3
+    shown = f"{_mean([100 * run.accuracy for run in runs], digits)} %"
     if values.tta != "none":
-        shown += f" with {values.tta} views ({_mean([100 * run.test_accuracy for run in runs])} % without)"
+        shown += (
+            f" with {values.tta} views ({_mean([100 * run.test_accuracy for run in runs], digits)} % without)"
+        )
     machines = "; ".join(dict.fromkeys(tables.machine(run) for run in runs))
     return f"{shown}; n = {len(runs)}, {_seeds(runs)}; {machines}"
 
