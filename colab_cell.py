@@ -191,10 +191,15 @@ cells = CellModules()
 
 cells.add(
     "errors",
-    r'''"""The one exception whose message a user sees without a traceback, and a command line that raises it."""
+    r'''"""The one exception whose message a user sees without a traceback, and command lines that raise and show it."""
 
 import argparse
-from typing import NoReturn
+import functools
+import sys
+from collections.abc import Callable
+from typing import NoReturn, ParamSpec
+
+P = ParamSpec("P")
 
 
 class UserError(Exception):
@@ -216,6 +221,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} -h lists the flags")
+
+
+def ends_in_a_line(main: Callable[P, int]) -> Callable[P, int]:
+    """Makes a UserError in a program's `main` its line on stderr and its exit code."""
+
+    @functools.wraps(main)
+    def guarded(*arguments: P.args, **options: P.kwargs) -> int:
+        try:
+            return main(*arguments, **options)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
+
+    return guarded
 ''',
 )
 
@@ -646,7 +665,7 @@ from typing import Any
 
 import numpy as np
 
-from errors import Parser, UserError
+from errors import Parser, UserError, ends_in_a_line
 
 Knots = Sequence[tuple[float, float]]
 
@@ -752,20 +771,17 @@ def plot(schedule: PiecewiseLinear, path: str) -> None:
         raise UserError(f"cannot write the plot {path}: {error}; try another path, e.g. lr.png") from None
 
 
+@ends_in_a_line
 def main() -> int:
     parser = Parser(description="Print or draw a piecewise-linear learning rate.", allow_abbrev=False)
     parser.add_argument("--knots", default="0,0 5,0.4 24,0", help="epoch,rate pairs (default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="draw the curve into this image file")
-    try:
-        arguments = parser.parse_args()
-        schedule = parse(arguments.knots)
-        print(as_text(schedule))
-        if arguments.plot:
-            plot(schedule, arguments.plot)
-            print(f"wrote {arguments.plot}")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    arguments = parser.parse_args()
+    schedule = parse(arguments.knots)
+    print(as_text(schedule))
+    if arguments.plot:
+        plot(schedule, arguments.plot)
+        print(f"wrote {arguments.plot}")
     return 0
 
 
@@ -1340,7 +1356,7 @@ from typing import Any
 
 import results
 import settings
-from errors import Parser, UserError
+from errors import Parser, UserError, ends_in_a_line
 from results import Run
 from settings import Settings
 
@@ -1764,30 +1780,27 @@ def listing(constants: Settings, records: Path) -> str:
     )
 
 
+@ends_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--diff", nargs=2, metavar="RECIPE", help="how two recipes differ")
     parser.add_argument("--describe", metavar="RECIPE", help="its text and network, layer by layer")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="with --describe: a diagram of the network")
-    try:
-        options = parser.parse_args(arguments)
-        if options.svg and not options.describe:
-            raise UserError("--svg needs to know of which network; add --describe davidnet")
-        import train_eager
+    options = parser.parse_args(arguments)
+    if options.svg and not options.describe:
+        raise UserError("--svg needs to know of which network; add --describe davidnet")
+    import train_eager
 
-        constants = train_eager.constants()
-        if options.diff:
-            first, second = (resolve(name, constants) for name in options.diff)
-            for name, (one, other) in differences(first, second).items():
-                print(f"{settings.flag(name):<22} {one!r:>28}  {other!r}")
-        elif options.describe:
-            _describe(options.describe, constants, options.svg)
-        else:
-            print(listing(constants, Path(__file__).with_name("records")))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    constants = train_eager.constants()
+    if options.diff:
+        first, second = (resolve(name, constants) for name in options.diff)
+        for name, (one, other) in differences(first, second).items():
+            print(f"{settings.flag(name):<22} {one!r:>28}  {other!r}")
+    elif options.describe:
+        _describe(options.describe, constants, options.svg)
+    else:
+        print(listing(constants, Path(__file__).with_name("records")))
     return 0
 
 
@@ -2856,7 +2869,7 @@ from numpy.typing import NDArray
 import download
 import formats
 import settings
-from errors import Parser, UserError
+from errors import Parser, UserError, ends_in_a_line
 from imagefile import ImageFile, Images
 
 SYNTHETIC_TRAIN = 10_000  # images, as many of each class
@@ -3279,18 +3292,15 @@ def reflect_pad(images: NDArray[Any], pad: int) -> NDArray[Any]:
 # --- python data.py ------------------------------------------------------------------------------------
 
 
+@ends_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    try:
-        options = vars(_parser().parse_args(arguments))
-        preview, folder = options.pop("preview", None), options.pop("to_tfrecord", None)
-        if folder is not None:
-            _convert(options, folder)
-        else:
-            _preview(options, preview)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    options = vars(_parser().parse_args(arguments))
+    preview, folder = options.pop("preview", None), options.pop("to_tfrecord", None)
+    if folder is not None:
+        _convert(options, folder)
+    else:
+        _preview(options, preview)
     return 0
 
 
@@ -6348,7 +6358,7 @@ import tensorflow as tf
 
 import console
 import preflight
-from errors import Parser, UserError
+from errors import Parser, UserError, ends_in_a_line
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -6643,31 +6653,28 @@ def _parser() -> Parser:
     return parser
 
 
+@ends_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """The preflight; `arguments` are sys.argv's without the program. Returns the exit code."""
+    options = _parser().parse_args(arguments)
     try:
-        options = _parser().parse_args(arguments)
-        try:
-            placement = choose(options.device, tpu=options.tpu, logical_devices=options.logical_devices)
-        finally:  # after it, since SLURM's resolver hides GPUs, which TensorFlow must not have listed before
-            facts = preflight.gather()
-            console.header(preflight.describe(facts))
-        replicas, kind = placement.replicas, placement.kind
-        # As in train_eager.py: the sum over replicas does not compile, except with a TPU's strategy.
-        jit = tf.test.is_built_with_xla() and (kind == "tpu" or replicas == 1)
-        chosen = {
-            "a run takes": f"{kind} ({placement.reason})",
-            "replicas": f"{replicas}",
-            "precision": choose_precision(options.precision, kind),
-            "XLA": "yes" if jit else "no",
-        }
-        console.header(chosen)
-        for line in preflight.findings(facts, kind, jit=jit):
-            console.say(f"note: {line}")
-        check_batch(options.batch_size, replicas)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        placement = choose(options.device, tpu=options.tpu, logical_devices=options.logical_devices)
+    finally:  # after it, since SLURM's resolver hides GPUs, which TensorFlow must not have listed before
+        facts = preflight.gather()
+        console.header(preflight.describe(facts))
+    replicas, kind = placement.replicas, placement.kind
+    # As in train_eager.py: the sum over replicas does not compile, except with a TPU's strategy.
+    jit = tf.test.is_built_with_xla() and (kind == "tpu" or replicas == 1)
+    chosen = {
+        "a run takes": f"{kind} ({placement.reason})",
+        "replicas": f"{replicas}",
+        "precision": choose_precision(options.precision, kind),
+        "XLA": "yes" if jit else "no",
+    }
+    console.header(chosen)
+    for line in preflight.findings(facts, kind, jit=jit):
+        console.say(f"note: {line}")
+    check_batch(options.batch_size, replicas)
     return 0
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import download
 import formats
 import settings
-from errors import Parser, UserError
+from errors import Parser, UserError, ends_in_a_line
 from imagefile import ImageFile, Images
 
 SYNTHETIC_TRAIN = 10_000  # images, as many of each class
@@ -445,18 +445,15 @@ def reflect_pad(images: NDArray[Any], pad: int) -> NDArray[Any]:
 # --- python data.py ------------------------------------------------------------------------------------
 
 
+@ends_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    try:
-        options = vars(_parser().parse_args(arguments))
-        preview, folder = options.pop("preview", None), options.pop("to_tfrecord", None)
-        if folder is not None:
-            _convert(options, folder)
-        else:
-            _preview(options, preview)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    options = vars(_parser().parse_args(arguments))
+    preview, folder = options.pop("preview", None), options.pop("to_tfrecord", None)
+    if folder is not None:
+        _convert(options, folder)
+    else:
+        _preview(options, preview)
     return 0
 
 

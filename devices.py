@@ -22,7 +22,7 @@ import tensorflow as tf
 
 import console
 import preflight
-from errors import Parser, UserError
+from errors import Parser, UserError, ends_in_a_line
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -317,31 +317,28 @@ def _parser() -> Parser:
     return parser
 
 
+@ends_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """The preflight; `arguments` are sys.argv's without the program. Returns the exit code."""
+    options = _parser().parse_args(arguments)
     try:
-        options = _parser().parse_args(arguments)
-        try:
-            placement = choose(options.device, tpu=options.tpu, logical_devices=options.logical_devices)
-        finally:  # after it, since SLURM's resolver hides GPUs, which TensorFlow must not have listed before
-            facts = preflight.gather()
-            console.header(preflight.describe(facts))
-        replicas, kind = placement.replicas, placement.kind
-        # As in train_eager.py: the sum over replicas does not compile, except with a TPU's strategy.
-        jit = tf.test.is_built_with_xla() and (kind == "tpu" or replicas == 1)
-        chosen = {
-            "a run takes": f"{kind} ({placement.reason})",
-            "replicas": f"{replicas}",
-            "precision": choose_precision(options.precision, kind),
-            "XLA": "yes" if jit else "no",
-        }
-        console.header(chosen)
-        for line in preflight.findings(facts, kind, jit=jit):
-            console.say(f"note: {line}")
-        check_batch(options.batch_size, replicas)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        placement = choose(options.device, tpu=options.tpu, logical_devices=options.logical_devices)
+    finally:  # after it, since SLURM's resolver hides GPUs, which TensorFlow must not have listed before
+        facts = preflight.gather()
+        console.header(preflight.describe(facts))
+    replicas, kind = placement.replicas, placement.kind
+    # As in train_eager.py: the sum over replicas does not compile, except with a TPU's strategy.
+    jit = tf.test.is_built_with_xla() and (kind == "tpu" or replicas == 1)
+    chosen = {
+        "a run takes": f"{kind} ({placement.reason})",
+        "replicas": f"{replicas}",
+        "precision": choose_precision(options.precision, kind),
+        "XLA": "yes" if jit else "no",
+    }
+    console.header(chosen)
+    for line in preflight.findings(facts, kind, jit=jit):
+        console.say(f"note: {line}")
+    check_batch(options.batch_size, replicas)
     return 0
 
 

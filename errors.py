@@ -1,7 +1,12 @@
-"""The one exception whose message a user sees without a traceback, and a command line that raises it."""
+"""The one exception whose message a user sees without a traceback, and command lines that raise and show it."""
 
 import argparse
-from typing import NoReturn
+import functools
+import sys
+from collections.abc import Callable
+from typing import NoReturn, ParamSpec
+
+P = ParamSpec("P")
 
 
 class UserError(Exception):
@@ -23,3 +28,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} -h lists the flags")
+
+
+def ends_in_a_line(main: Callable[P, int]) -> Callable[P, int]:
+    """Makes a UserError in a program's `main` its line on stderr and its exit code."""
+
+    @functools.wraps(main)
+    def guarded(*arguments: P.args, **options: P.kwargs) -> int:
+        try:
+            return main(*arguments, **options)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
+
+    return guarded

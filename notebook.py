@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chapters import MODULES
-from errors import Parser, UserError
+from errors import Parser, UserError, ends_in_a_line
 from record import write_whole
 
 ROOT = Path(__file__).resolve().parent
@@ -264,23 +264,20 @@ def colab_cell() -> str:
 # ---- python notebook.py ------------------------------------------------------------------------------------
 
 
+@ends_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is stale")
-    try:
-        options = parser.parse_args(arguments)
-        for name, text in ((NOTEBOOK, notebook()), (CELL, colab_cell())):
-            path = ROOT / name
-            if not options.check:
-                write_whole(path, text)
-                print(f"wrote {name}")
-            elif not path.exists() or path.read_text(encoding="utf-8") != text:
-                print(f"{name} is not what the modules make; run python notebook.py", file=sys.stderr)
-                return 1
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    options = parser.parse_args(arguments)
+    for name, text in ((NOTEBOOK, notebook()), (CELL, colab_cell())):
+        path = ROOT / name
+        if not options.check:
+            write_whole(path, text)
+            print(f"wrote {name}")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            print(f"{name} is not what the modules make; run python notebook.py", file=sys.stderr)
+            return 1
     return 0
 
 

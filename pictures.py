@@ -27,7 +27,7 @@ import record
 import schedule
 import settings
 from confusion import VIEWS, load_data
-from errors import Parser, UserError
+from errors import Parser, UserError, ends_in_a_line
 
 # M. Okabe and K. Ito's, "Color Universal Design", 2008: told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -322,18 +322,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@ends_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    try:
-        options = parse(arguments)
-        out = options.out or (options.run if options.run.is_dir() else options.run.parent) / "pictures"
-        for picture in draw(options.run, out, options.beside, options.data):
-            print(
-                f"no {picture.name}: {picture.missing}" if picture.missing else f"wrote {out / picture.name}"
-            )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    options = parse(arguments)
+    out = options.out or (options.run if options.run.is_dir() else options.run.parent) / "pictures"
+    for picture in draw(options.run, out, options.beside, options.data):
+        print(f"no {picture.name}: {picture.missing}" if picture.missing else f"wrote {out / picture.name}")
     return 0
 
 

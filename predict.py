@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import settings
 from confusion import evaluate, evaluation_text, load_data, probabilities, write_predictions
-from errors import Parser, UserError
+from errors import Parser, UserError, ends_in_a_line
 
 if TYPE_CHECKING:  # trained.py imports TensorFlow, for which -h need not wait
     from trained import Trained
@@ -105,24 +105,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+@ends_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    try:
-        options = parse(arguments)
-        import trained
+    options = parse(arguments)
+    import trained
 
-        run = trained.load(options.run, options.tta)
-        if options.images:
-            found = classify(run, options.images)
-            print(json.dumps(found, indent=1) if options.json else predictions_text(found))
-        if options.evaluate:
-            _evaluate(run, options.data)
-        if options.export:
-            trained.export(run.classifier, options.export)
-            print(f"wrote {options.export}/saved_model, model.keras and classes.json")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    run = trained.load(options.run, options.tta)
+    if options.images:
+        found = classify(run, options.images)
+        print(json.dumps(found, indent=1) if options.json else predictions_text(found))
+    if options.evaluate:
+        _evaluate(run, options.data)
+    if options.export:
+        trained.export(run.classifier, options.export)
+        print(f"wrote {options.export}/saved_model, model.keras and classes.json")
     return 0
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import results
 import settings
-from errors import Parser, UserError
+from errors import Parser, UserError, ends_in_a_line
 from results import Run
 from settings import Settings
 
@@ -443,30 +443,27 @@ def listing(constants: Settings, records: Path) -> str:
     )
 
 
+@ends_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--diff", nargs=2, metavar="RECIPE", help="how two recipes differ")
     parser.add_argument("--describe", metavar="RECIPE", help="its text and network, layer by layer")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="with --describe: a diagram of the network")
-    try:
-        options = parser.parse_args(arguments)
-        if options.svg and not options.describe:
-            raise UserError("--svg needs to know of which network; add --describe davidnet")
-        import train_eager
+    options = parser.parse_args(arguments)
+    if options.svg and not options.describe:
+        raise UserError("--svg needs to know of which network; add --describe davidnet")
+    import train_eager
 
-        constants = train_eager.constants()
-        if options.diff:
-            first, second = (resolve(name, constants) for name in options.diff)
-            for name, (one, other) in differences(first, second).items():
-                print(f"{settings.flag(name):<22} {one!r:>28}  {other!r}")
-        elif options.describe:
-            _describe(options.describe, constants, options.svg)
-        else:
-            print(listing(constants, Path(__file__).with_name("records")))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    constants = train_eager.constants()
+    if options.diff:
+        first, second = (resolve(name, constants) for name in options.diff)
+        for name, (one, other) in differences(first, second).items():
+            print(f"{settings.flag(name):<22} {one!r:>28}  {other!r}")
+    elif options.describe:
+        _describe(options.describe, constants, options.svg)
+    else:
+        print(listing(constants, Path(__file__).with_name("records")))
     return 0
 
 

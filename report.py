@@ -26,7 +26,7 @@ import readme
 import record
 import speed
 import tables
-from errors import Parser, UserError
+from errors import Parser, UserError, ends_in_a_line
 from evidence import Report
 
 STALE = 1  # exit code of --check
@@ -83,6 +83,7 @@ def as_json(report: Report) -> dict[str, Any]:
 # ---- the command line --------------------------------------------------------------------------------------
 
 
+@ends_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
@@ -119,9 +120,6 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails too
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
     return 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from errors import Parser, UserError
+from errors import Parser, UserError, ends_in_a_line
 
 Knots = Sequence[tuple[float, float]]
 
@@ -120,20 +120,17 @@ def plot(schedule: PiecewiseLinear, path: str) -> None:
         raise UserError(f"cannot write the plot {path}: {error}; try another path, e.g. lr.png") from None
 
 
+@ends_in_a_line
 def main() -> int:
     parser = Parser(description="Print or draw a piecewise-linear learning rate.", allow_abbrev=False)
     parser.add_argument("--knots", default="0,0 5,0.4 24,0", help="epoch,rate pairs (default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="draw the curve into this image file")
-    try:
-        arguments = parser.parse_args()
-        schedule = parse(arguments.knots)
-        print(as_text(schedule))
-        if arguments.plot:
-            plot(schedule, arguments.plot)
-            print(f"wrote {arguments.plot}")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    arguments = parser.parse_args()
+    schedule = parse(arguments.knots)
+    print(as_text(schedule))
+    if arguments.plot:
+        plot(schedule, arguments.plot)
+        print(f"wrote {arguments.plot}")
     return 0
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; read at its import
 
-from errors import UserError
+from errors import Parser, UserError, ends_in_a_line
 
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000  # CIFAR-10's
 PRECISIONS, STEPS = ("float32", "bfloat16"), ("train", "evaluation")
@@ -301,7 +301,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
@@ -323,6 +323,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@ends_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     options = _parser().parse_args(arguments)
@@ -332,15 +333,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.table:
         print(table(json.loads(Path(options.table).read_text(encoding="utf-8"))))
         return 0
-    try:
-        result = report(options)
-        if options.out:
-            import record
+    result = report(options)
+    if options.out:
+        import record
 
-            record.write_whole(Path(options.out), json.dumps(result, indent=2) + "\n")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        record.write_whole(Path(options.out), json.dumps(result, indent=2) + "\n")
     return 0
 
 
