@@ -96,6 +96,28 @@ def test_what_would_be_another_training_is_refused_by_name(short, tmp_path):
         train_eager.train(**short)
 
 
+def test_data_that_changes_during_a_run_counts_when_it_is_resumed(short, tmp_path, monkeypatch):
+    whole = train_eager.train(**short | {"out": str(tmp_path / "whole"), "stop_after": 1})
+    path = tmp_path / "own.npz"
+    path.write_bytes(Path(short["data"]).read_bytes())
+    evaluate = train_eager.Run._epoch
+
+    def spoil(run, *arguments):
+        arrays = dict(np.load(short["data"]))
+        arrays["x_train"][:] = 0
+        np.savez(path, **arrays)
+        return evaluate(run, *arguments)
+
+    options = short | {"data": str(path), "stop_after": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_eager.Run, "_epoch", spoil)
+        found = train_eager.train(**options)
+    for name in ("train_loss", "test_loss"):
+        assert found["epochs"][0][name] == whole["epochs"][0][name]
+    with pytest.raises(UserError, match="the images are not those of the run"):
+        train_eager.train(resume=short["out"])
+
+
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_taken(short, capsys):
     stopped(short, stop_after=2)
     newest = max((Path(short["out"]) / "checkpoints").glob("*.index"), key=lambda path: int(path.stem[5:]))
