@@ -62,10 +62,10 @@ def _read(path: Path) -> str:
 
 
 def _of_recipes(folder: Path) -> dict[str, list[Run]]:
-    """The records of unchanged recipes on real images, in the order of RECIPES, perhaps stopped early."""
+    """The records of unchanged recipes on real images, perhaps stopped early: FIRST, then in the order of RECIPES."""
     constants, found = recipes.written_constants(), {}
     runs = [run for run in results.search(folder) if run.finished and not run.synthetic]
-    for name in RECIPES:
+    for name in dict.fromkeys([*FIRST, *RECIPES]):
         values = recipes.resolve(name, constants)
         ours = [run for run in runs if run.recipe == name and not recipes.changed(run, values)]
         if ours:
