@@ -23,6 +23,11 @@ MODULES = (
         "Whatever a user can remedy ends in one line instead of a traceback.",
     ),
     Module(
+        "console",
+        "Small things first",
+        "The bar lives inside an epoch, the table grows by a row after it. Nothing here asks the device for a number.",
+    ),
+    Module(
         "memory",
         "Small things first",
         "Only a script is restarted with huge pages; a kernel is left alone. A batch that cannot fit is refused before "
@@ -33,11 +38,6 @@ MODULES = (
         "Small things first",
         "A result is written under another name and then renamed, so that a run that is killed leaves the old file or "
         "the new one and never half of one.",
-    ),
-    Module(
-        "console",
-        "Small things first",
-        "The bar lives inside an epoch, the table grows by a row after it. Nothing here asks the device for a number.",
     ),
     Module(
         "interrupt",

@@ -239,6 +239,86 @@ def ends_in_a_line(main: Callable[P, int]) -> Callable[P, int]:
 )
 
 cells.add(
+    "console",
+    r'''"""What a run prints: the header, a bar inside each epoch, a row after it."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+COLUMNS = (  # key of a row, heading, format
+    ("epoch", "epoch", "{:5d}"),
+    ("learning_rate", "rate", "{:8.5f}"),
+    ("train_loss", "train loss", "{:10.4f}"),
+    ("train_accuracy", "train acc", "{:9.4f}"),
+    ("test_loss", "test loss", "{:9.4f}"),
+    ("test_accuracy", "test acc", "{:8.4f}"),
+    ("train_seconds", "train s", "{:8.1f}"),
+    ("total_seconds", "total s", "{:8.1f}"),
+)
+
+
+def in_kernel() -> bool:
+    """Whether this is a notebook's kernel, and not a program that merely has a part of Jupyter loaded."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def say(text: str = "") -> None:
+    """A line on stdout, above any bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def header(lines: dict[str, str]) -> None:
+    """Prints names and values, aligned."""
+    longest = max(map(len, lines))
+    for name, value in lines.items():
+        say(f"{name:<{longest}}  {value}")
+
+
+def heading() -> str:
+    """The line above the rows."""
+    return "  ".join(name.rjust(len(form.format(0))) for _, name, form in COLUMNS)
+
+
+def row(values: dict[str, Any]) -> str:
+    """One epoch as a line; `values` as in result.json."""
+    return "  ".join(form.format(values[key]) for key, _, form in COLUMNS)
+
+
+class EpochBar:
+    """A bar over the images of an epoch, on stderr: images/s and the time left in the run.
+
+    There is none where stdout is no terminal. The time left counts training only.
+    """
+
+    def __init__(self, epoch: int, epochs: int, images: int) -> None:
+        self.later = (epochs - epoch) * images  # images of the epochs to come
+        self.bar = tqdm(
+            total=images,
+            desc=f"epoch {epoch}/{epochs}",
+            unit="images",
+            unit_scale=True,
+            leave=False,
+            disable=not sys.stdout.isatty() and not in_kernel(),
+            bar_format="{desc} {percentage:3.0f}%|{bar:24}| {rate_fmt}{postfix}",
+        )
+
+    def advance(self, images: int) -> None:
+        self.bar.update(images)
+        rate = self.bar.format_dict["rate"]
+        if rate:
+            left = (self.bar.total - self.bar.n + self.later) / rate
+            self.bar.set_postfix_str(f"{tqdm.format_interval(left)} left", refresh=False)
+
+    def close(self) -> None:
+        self.bar.close()
+''',
+)
+
+cells.add(
     "memory",
     r'''"""Memory on a CPU: large pages for the step's buffers, giving back what is free, and whether a batch fits."""
 
@@ -249,6 +329,7 @@ import platform
 import sys
 from pathlib import Path
 
+import console
 from errors import UserError
 
 TUNABLE = "glibc.malloc.hugetlb"  # glibc 2.35 and newer; 1: ask the kernel for huge pages with madvise
@@ -265,7 +346,7 @@ def restart_with_huge_pages() -> None:
     notebook, elsewhere than under glibc, or where the setting is made already.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if platform.libc_ver()[0] != "glibc" or TUNABLE in tunables or "ipykernel" in sys.modules:
+    if platform.libc_ver()[0] != "glibc" or TUNABLE in tunables or console.in_kernel():
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -527,80 +608,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-''',
-)
-
-cells.add(
-    "console",
-    r'''"""What a run prints: the header, a bar inside each epoch, a row after it."""
-
-import sys
-from typing import Any
-
-from tqdm import tqdm
-
-COLUMNS = (  # key of a row, heading, format
-    ("epoch", "epoch", "{:5d}"),
-    ("learning_rate", "rate", "{:8.5f}"),
-    ("train_loss", "train loss", "{:10.4f}"),
-    ("train_accuracy", "train acc", "{:9.4f}"),
-    ("test_loss", "test loss", "{:9.4f}"),
-    ("test_accuracy", "test acc", "{:8.4f}"),
-    ("train_seconds", "train s", "{:8.1f}"),
-    ("total_seconds", "total s", "{:8.1f}"),
-)
-
-
-def say(text: str = "") -> None:
-    """A line on stdout, above any bar."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
-
-
-def header(lines: dict[str, str]) -> None:
-    """Prints names and values, aligned."""
-    longest = max(map(len, lines))
-    for name, value in lines.items():
-        say(f"{name:<{longest}}  {value}")
-
-
-def heading() -> str:
-    """The line above the rows."""
-    return "  ".join(name.rjust(len(form.format(0))) for _, name, form in COLUMNS)
-
-
-def row(values: dict[str, Any]) -> str:
-    """One epoch as a line; `values` as in result.json."""
-    return "  ".join(form.format(values[key]) for key, _, form in COLUMNS)
-
-
-class EpochBar:
-    """A bar over the images of an epoch, on stderr: images/s and the time left in the run.
-
-    There is none where stdout is no terminal. The time left counts training only.
-    """
-
-    def __init__(self, epoch: int, epochs: int, images: int) -> None:
-        self.later = (epochs - epoch) * images  # images of the epochs to come
-        self.bar = tqdm(
-            total=images,
-            desc=f"epoch {epoch}/{epochs}",
-            unit="images",
-            unit_scale=True,
-            leave=False,
-            disable=not sys.stdout.isatty() and "ipykernel" not in sys.modules,
-            bar_format="{desc} {percentage:3.0f}%|{bar:24}| {rate_fmt}{postfix}",
-        )
-
-    def advance(self, images: int) -> None:
-        self.bar.update(images)
-        rate = self.bar.format_dict["rate"]
-        if rate:
-            left = (self.bar.total - self.bar.n + self.later) / rate
-            self.bar.set_postfix_str(f"{tqdm.format_interval(left)} left", refresh=False)
-
-    def close(self) -> None:
-        self.bar.close()
 ''',
 )
 
@@ -8591,7 +8598,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if "ipykernel" in sys.modules:  # pasted into a notebook's cell, where sys.argv is the kernel's
+    if console.in_kernel():  # pasted into a notebook's cell, where sys.argv is the kernel's
         train()
     else:
         sys.exit(main())

@@ -17,6 +17,12 @@ COLUMNS = (  # key of a row, heading, format
 )
 
 
+def in_kernel() -> bool:
+    """Whether this is a notebook's kernel, and not a program that merely has a part of Jupyter loaded."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
 def say(text: str = "") -> None:
     """A line on stdout, above any bar."""
     tqdm.write(text, file=sys.stdout)
@@ -54,7 +60,7 @@ class EpochBar:
             unit="images",
             unit_scale=True,
             leave=False,
-            disable=not sys.stdout.isatty() and "ipykernel" not in sys.modules,
+            disable=not sys.stdout.isatty() and not in_kernel(),
             bar_format="{desc} {percentage:3.0f}%|{bar:24}| {rate_fmt}{postfix}",
         )
 

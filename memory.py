@@ -7,6 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
+import console
 from errors import UserError
 
 TUNABLE = "glibc.malloc.hugetlb"  # glibc 2.35 and newer; 1: ask the kernel for huge pages with madvise
@@ -23,7 +24,7 @@ def restart_with_huge_pages() -> None:
     notebook, elsewhere than under glibc, or where the setting is made already.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if platform.libc_ver()[0] != "glibc" or TUNABLE in tunables or "ipykernel" in sys.modules:
+    if platform.libc_ver()[0] != "glibc" or TUNABLE in tunables or console.in_kernel():
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

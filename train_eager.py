@@ -782,7 +782,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if "ipykernel" in sys.modules:  # pasted into a notebook's cell, where sys.argv is the kernel's
+    if console.in_kernel():  # pasted into a notebook's cell, where sys.argv is the kernel's
         train()
     else:
         sys.exit(main())

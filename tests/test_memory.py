@@ -4,6 +4,7 @@ import platform
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,9 @@ def test_it_restarts_once_with_the_same_arguments(before, after):
 def test_a_notebooks_kernel_is_left_alone(monkeypatch):
     import memory
 
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setitem(
+        sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=1))
+    )
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(memory.os, "execv", lambda *_: pytest.fail("the kernel would be gone"))
     memory.restart_with_huge_pages()

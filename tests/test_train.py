@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +169,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_try(short, capsys):
 
 def test_it_runs_pasted_into_a_notebook_cell(small_data, tmp_path, monkeypatch):
     """A kernel's own arguments are not ours, and the constants of the cell decide."""
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setitem(
+        sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=1))
+    )
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
     source = (ROOT / "train_eager.py").read_text()
     for name, value in {
