@@ -7,6 +7,7 @@ A series is a folder with series.json, which says what is trained, and a folder 
 is a run's like any other: report.py, predict.py and --resume take it too.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -51,9 +52,8 @@ def settings_of(folder: str, changes: Mapping[str, Any], constants: Settings) ->
         UserError: if series.json is damaged, or the changes would make it another training.
     """
     known = _hyperparameters(Path(folder))
-    kept = {
-        name: known[name] for name in ("stop_after", "checkpoint_dir")
-    }  # which a run's --resume asks for anew
+    # What a run's --resume asks for anew, a series keeps.
+    kept = {name: known[name] for name in ("stop_after", "checkpoint_dir")}
     return resume.settings_of(folder, Saved("", {"hyperparameters": known}), kept | dict(changes), constants)
 
 
@@ -83,8 +83,12 @@ def train(
     default = (
         Path("runs") / f"{options.recipe}-{options.seed}x{options.runs}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
-    if not resumed and options.out and (Path(options.out).expanduser() / NAME).exists():
-        raise UserError(f"--out {options.out} holds a series; --resume {options.out} goes on with it")
+    if not resumed and options.out:
+        there = Path(options.out).expanduser()
+        if (there / NAME).exists():
+            raise UserError(f"--out {options.out} holds a series; --resume {options.out} goes on with it")
+        if runs := sorted(there.glob("seed-*")):
+            raise UserError(f"--out {options.out} holds {runs[0].name}; choose another folder")
     folder = record.make_folder(options.out, default, resumed=resumed)
     record.write_whole(folder / NAME, record.encode({"hyperparameters": asdict(options)}))
     results = []
@@ -100,6 +104,11 @@ def train(
             try:
                 result = run(own, saved)
             except UserError as error:
+                if not any(folder.glob("seed-*")):  # nothing has begun, so nothing stays
+                    (folder / NAME).unlink()
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
+                    raise
                 raise UserError(
                     f"{error}; of the whole series: --resume {folder}", exit_code=error.exit_code
                 ) from None

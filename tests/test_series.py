@@ -134,6 +134,12 @@ def test_what_does_not_go_is_one_line(done, options, tmp_path, monkeypatch):
     (copy / series.NAME).write_text((copy / series.NAME).read_text().replace('"seed": 5', '"seed": 6'))
     with pytest.raises(UserError, match=r"series\.json.*checksum"):
         train_eager.train(resume=str(copy))
+    (tmp_path / "mine" / "seed-6").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds seed-6"):
+        train_eager.train(**options, seed=5, runs=2, out=str(tmp_path / "mine"))
+    with pytest.raises(UserError, match="nowhere") as error:
+        train_eager.train(**options | {"data": str(tmp_path / "nowhere")}, runs=2, out=str(tmp_path / "new"))
+    assert "--resume" not in str(error.value) and not (tmp_path / "new").exists()
     workers = {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(workers))
     with pytest.raises(UserError, match="--runs 2 is for one process"):
