@@ -55,7 +55,7 @@ def make_folder(out: str, default: Path, *, resumed: bool = False) -> Path:
     the checkpoints of one that did not come to an end.
     """
     folder = Path(out).expanduser() if out else default
-    if not resumed and (folder / "checkpoints").exists():
+    if not resumed and any((folder / "checkpoints").glob("*")):
         raise UserError(
             f"--out {folder} holds a run; --resume {folder} goes on with it, or choose another folder"
         )

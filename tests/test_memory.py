@@ -128,7 +128,7 @@ def test_a_run_that_does_not_fit_ends_with_6_and_the_batch_it_names_runs(
         r"--batch-size 64 takes about 0\.0 GiB, 0\.0 are available; try --batch-size (\d+)\n", error
     )
     assert found and int(found[1]) % 4 == 0 and 0 < int(found[1]) < 64
-    assert train_eager.main([*flags, "--batch-size", found[1], "--out", str(tmp_path / "two")]) == 0
+    assert train_eager.main([*flags, "--batch-size", found[1], "--out", str(tmp_path / "one")]) == 0
 
     def exhausted(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating: out of memory")
