@@ -224,6 +224,12 @@ MODULES = (
         training=False,
     ),
     Module("predict", "Looking at it", "What the network says of an image, and how surely.", training=False),
+    Module(
+        "mistakes",
+        "Looking at it",
+        "The confusion matrix and the worst mistakes, read back and checked.",
+        training=False,
+    ),
     Module("pictures", "Looking at it", "A run as pictures, drawn from the files it left.", training=False),
     Module(
         "preview",

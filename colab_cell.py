@@ -8126,9 +8126,6 @@ class Run:
         self.jit = options.jit and not options.eager and alone
         with self.placement.strategy.scope(), dtype_policy(self.precision):
             self.model, self.optimizer, self.average = self._make_state()
-            plans = optimizer.plans(options, self.model.trainable_variables, self.schedule)
-            # Of the summed loss, and once over all replicas, whose gradients the optimiser adds up.
-            self.decays = [plan.decay * options.batch_size / self.placement.replicas for plan in plans]
             self.counters, self.bad_steps = Counters(), BadSteps()
             self.pipeline = make_pipeline(options, images, mean, std, jit=self.jit)
             if self.placement.kind == "cpu":  # one copy is enough
@@ -8161,9 +8158,10 @@ class Run:
         model.fit_whitening(network, data.standardise(sample, self.mean, self.std))
         self.whitening_seconds = time.perf_counter() - start
         weights = network.trainable_variables
-        update = optimizer.make(
-            options, optimizer.plans(options, weights, self.schedule), self.steps_per_epoch
-        )
+        plans = optimizer.plans(options, weights, self.schedule)
+        # Of the summed loss, and once over all replicas, whose gradients the optimiser adds up.
+        self.decays = [plan.decay * options.batch_size / self.placement.replicas for plan in plans]
+        update = optimizer.make(options, plans, self.steps_per_epoch)
         if self.precision == "float16":
             update = LossScale(update)
         update.build(weights)

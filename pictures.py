@@ -9,9 +9,7 @@ Needs matplotlib. The confusion matrix and the mistakes are read from the predic
 """
 
 import argparse
-import base64
 import io
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,8 @@ import schedule
 import settings
 from confusion import VIEWS, load_data
 from errors import Parser, UserError, ends_in_a_line
+from mistakes import Predictions
+from mistakes import read as read_predictions
 
 # M. Okabe and K. Ito's, "Color Universal Design", 2008: told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -163,9 +163,9 @@ def filters(kernel: NDArray[np.float32]) -> Any:
 # ---- the test set ------------------------------------------------------------------------------------------
 
 
-def confusion_matrix(predictions: Mapping[str, Any], about: str) -> Any:
+def confusion_matrix(predictions: Predictions, about: str) -> Any:
     """The confusion matrix of a predictions.json, `about` above it; the colour is of the mistakes alone."""
-    classes, counts = predictions["classes"], np.array(predictions["confusion"])
+    classes, counts = predictions.classes, np.array(predictions.confusion)
     count, mistakes = len(classes), counts * (1 - np.eye(len(classes), dtype=int))
     figure = new_figure(0.62 * count + 2.2, 0.52 * count + 1.6)
     axes = figure.add_subplot()
@@ -202,11 +202,11 @@ def _grey_square(index: int) -> Any:
     return Rectangle((index - 0.5, index - 0.5), 1, 1, color="#dddddd")
 
 
-def mistakes(predictions: Mapping[str, Any], about: str) -> Any:
+def mistakes(predictions: Predictions, about: str) -> Any:
     """The images of a predictions.json that the network is most wrong about, `about` above them."""
     from matplotlib.image import imread
 
-    classes, found = predictions["classes"], predictions["mistakes"]
+    classes, found = predictions.classes, predictions.mistakes
     columns = 6
     rows = -(-len(found) // columns)
     figure = new_figure(1.5 * columns, 1.85 * rows + 0.5)
@@ -214,24 +214,12 @@ def mistakes(predictions: Mapping[str, Any], about: str) -> Any:
         panel.set_axis_off()
         if index < len(found):
             mistake = found[index]
-            panel.imshow(imread(io.BytesIO(base64.b64decode(mistake["png"], validate=True)), format="png"))
-            label, taken = classes[mistake["label"]], classes[mistake["predicted"]]
-            text = f"{label}, taken for\n{taken}, {mistake['probability']:.3f}"
+            panel.imshow(imread(io.BytesIO(mistake.png), format="png"))
+            label, taken = classes[mistake.label], classes[mistake.predicted]
+            text = f"{label}, taken for\n{taken}, {mistake.probability:.3f}"
             panel.set_title(text, fontsize=SMALL, parse_math=False)
     figure.suptitle(f"{about}: the mistakes it is surest of, with the probability it gives them", fontsize=10)
     return figure
-
-
-def read_predictions(path: Path) -> dict[str, Any]:
-    """Raises UserError if the file cannot be read or does not hold what predict.py writes."""
-    try:
-        predictions = json.loads(path.read_text(encoding="utf-8"))
-        classes, counts = predictions["classes"], np.array(predictions["confusion"])
-        if counts.shape != (len(classes), len(classes)) or counts.dtype.kind != "i":
-            raise ValueError(f"its confusion matrix is {counts.dtype} {counts.shape}")
-        return dict(predictions)
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise UserError(f"cannot read {path} ({error!r}); write it anew: predict.py RUN --evaluate") from None
 
 
 # ---- all of a run's ----------------------------------------------------------------------------------------
@@ -286,14 +274,13 @@ def _draw_filters(run: Path, out: Path) -> Drawn:
 
 
 def _draw_predictions(run: Path, out: Path, result: Mapping[str, Any]) -> list[Drawn]:
-    path = run / "predictions.json"
-    if not path.is_file():
+    predictions = read_predictions(run)
+    if predictions is None:
         why = f"there is no predictions.json; write it: python predict.py {run} --evaluate"
         return [Drawn("confusion.png", why), Drawn("mistakes.png", why)]
-    predictions = read_predictions(path)
     about = f"{title(result)}, {VIEWS[result['hyperparameters'].get('tta', 'none')]}"
     write(confusion_matrix(predictions, about), out / "confusion.png")
-    if not predictions["mistakes"]:
+    if not predictions.mistakes:
         return [Drawn("confusion.png"), Drawn("mistakes.png", "there are no mistakes")]
     write(mistakes(predictions, about), out / "mistakes.png")
     return [Drawn("confusion.png"), Drawn("mistakes.png")]

@@ -94,8 +94,14 @@ def test_curves_are_the_results_and_the_published_one_is_behind_davidnets():
     assert list(made_up) == [f"speedrun, seed 4, synthetic images: {part}" for part in ("training", "test")]
 
 
-def test_the_confusion_matrix_shows_the_counts(predictions):
-    axes = pictures.confusion_matrix(predictions, "speedrun, seed 4, six views").axes[0]
+@pytest.fixture
+def read(predictions, tmp_path):
+    (tmp_path / "predictions.json").write_text(json.dumps(predictions))
+    return pictures.read_predictions(tmp_path)
+
+
+def test_the_confusion_matrix_shows_the_counts(read):
+    axes = pictures.confusion_matrix(read, "speedrun, seed 4, six views").axes[0]
     shown = {text.get_position(): text.get_text() for text in axes.texts}
     assert shown == {
         (0, 0): "7", (1, 0): "", (2, 0): "2",
@@ -107,8 +113,8 @@ def test_the_confusion_matrix_shows_the_counts(predictions):
     np.testing.assert_array_equal(axes.images[0].get_array(), [[0, 0, 2], [1, 0, 0], [0, 0, 0]])
 
 
-def test_mistakes_show_image_classes_and_probability(predictions):
-    panel = pictures.mistakes(predictions, "").axes[0]
+def test_mistakes_show_image_classes_and_probability(read):
+    panel = pictures.mistakes(read, "").axes[0]
     assert panel.get_title() == "a, taken for\nc, 0.875" and panel.images[0].get_array().shape[:2] == (1, 1)
 
 
