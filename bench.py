@@ -9,7 +9,8 @@
 
 The candidates (rivals.py) wait in processes of their own for their turns. First each does two steps that do
 not count: compiling and warming up. Then come the rounds, in each of which every candidate has one turn. A
-training step's turn begins with one that does not count either: the others have had its memory and caches.
+turn begins with a step that does not count either: the others have had its memory and caches. Short steps are
+repeated until a turn takes three seconds.
 Rates are medians over the rounds, with the lowest and highest. A ratio is taken within each round, and so is
 the share of the limit: the best sgemm of the same run over the step's GFLOP an image (of direct convolutions;
 Winograd's need fewer, so the share may pass 100 %).
@@ -20,6 +21,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -30,17 +32,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import benchtables
 import memory
 import record
 import rivals
 from errors import Parser, UserError
 
-SECTIONS = ("ceilings", "steps", "update", "input", "evaluation")
 NOISY_SPREAD = 0.25  # (highest - lowest) / median
 NOISY_LOAD = 0.5  # processes running before the start
 IMAGES, TEST_IMAGES = 50_000, 1_000
 QUICK = {"rounds": 2, "batch_size": 32, "width": 8, "images": 256, "test_images": 64}
 SCALED_IMAGES, SCALED_BATCHES, SCALED_THREADS = (2_000, 10_000, 50_000), (128, 256, 512, 1024, 2048), (1, 2)
+TURN_SECONDS = 3.0  # a turn takes at least so long, unless --quick
 SPARE_GIB = 1.0  # of memory, to be left beside the workers
 INTERRUPTED = 130  # exit code after Ctrl-C, as the shell's own
 
@@ -219,7 +222,7 @@ def _highest(answers: Sequence[dict[str, Any]]) -> float | None:
 
 
 def measure(
-    names: Sequence[str], network: str, task: rivals.Task, rounds: int, steps: int
+    names: Sequence[str], network: str, task: rivals.Task, rounds: int, steps: int, least: float
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Measures the candidates in turns.
 
@@ -228,6 +231,7 @@ def measure(
         network, task: what is trained, and the sizes.
         rounds: how many turns each has.
         steps: how often a candidate does its work in one turn.
+        least: seconds; where the steps take less, they are repeated.
 
     Returns:
         What was found of each candidate, `samples` being the worker's answers; and why others are left out.
@@ -259,22 +263,27 @@ def measure(
             for name in list(found):
                 try:
                     worker = workers[table[name].process]
-                    found[name]["samples"].append(_turn(worker, table[name], name, steps))
+                    found[name]["samples"].append(_turn(worker, name, steps, least))
                 except WorkerFailedError as failure:
                     left_out[name] = str(failure)
                     del found[name]
     return found, left_out
 
 
-def _turn(worker: Worker, candidate: rivals.Candidate, name: str, steps: int) -> dict[str, Any]:
-    """What the worker answers of `steps` steps, and `settling_seconds` of the uncounted one before them."""
-    if candidate.section != "steps":
-        return worker.ask(name, steps) | {"settling_seconds": None}
-    first, answer = worker.ask(name, 1), worker.ask(name, steps)
-    # It was idle before the first one.
+def _turn(worker: Worker, name: str, steps: int, least: float) -> dict[str, Any]:
+    """What the worker answers of `steps` steps, repeated until they have taken `least` seconds.
+
+    `seconds` are of one repetition, `repeats` says how many there were, and `settling_seconds` is the uncounted
+    step's before them.
+    """
+    first = worker.ask(name, 1)
+    repeats = max(1, math.ceil(least / (steps * first["seconds"])))
+    answer = worker.ask(name, steps * repeats)
     return answer | {
+        "seconds": answer["seconds"] / repeats,
+        "repeats": repeats,
         "settling_seconds": first["seconds"],
-        "idle_processor_seconds": first["idle_processor_seconds"],
+        "idle_processor_seconds": first["idle_processor_seconds"],  # the second question followed at once
         "peak_gib": _highest([first, answer]),
     }
 
@@ -331,6 +340,7 @@ def rows(
                 "process": candidate.process,
                 "environment": rivals.PROCESSES[candidate.process],
                 "seconds": seconds,
+                "repeats": [sample["repeats"] for sample in values["samples"]],
                 "settling_seconds": [sample["settling_seconds"] for sample in values["samples"]],
                 "idle_processor_seconds": [sample["idle_processor_seconds"] for sample in values["samples"]],
             }
@@ -422,51 +432,6 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def _interval(values: dict[str, float], form: str) -> str:
-    return f"{values['median']:{form}} ({values['min']:{form}}-{values['max']:{form}})"
-
-
-def _digits(value: float) -> str:
-    return ",.1f" if value < 1000 else ",.0f"
-
-
-_COLUMNS = "{:<18} {:>34} {:>20} {:>6} {:>8} {:>8}"
-
-
-def print_rows(result: Sequence[dict[str, Any]]) -> None:
-    """The rows of `rows`, a table for each section."""
-    for section in SECTIONS:
-        part = [row for row in result if row["section"] == section]
-        if not part:
-            continue
-        say()
-        say(_COLUMNS.format(section, "median (lowest-highest)", "ours is", "limit", "compile", "peak GiB"))
-        for row in part:
-            rate = f"{_interval(row['rate'], _digits(row['rate']['median']))} {row['unit']}/s"
-            beside = next((f"{_interval(value, '.2f')} x" for value in row["times_as_fast"].values()), "")
-            share = f"{row['share_of_limit']['median']:.0%}" if row["share_of_limit"] else ""
-            peak = f"{row['peak_gib']:.1f}" if row["peak_gib"] is not None else "?"
-            mark = "  noisy" if row["noisy"] else ""
-            compiling = f"{row['compile_seconds']:.1f} s"
-            line = _COLUMNS.format(row["name"], rate, beside, share, compiling, peak)
-            say(f"{line}  {row['about']}{mark}")
-
-
-def print_scaling(result: Sequence[dict[str, Any]]) -> None:
-    """The rows of `scale`."""
-    say(f"\n{'':>31} {'':>9} {'':>8} | seconds from the command to the first step's end")
-    say("images  batch  threads  s a step images/s peak GiB |  total  imports  building  first step")
-    for row in result:
-        peak = f"{row['peak_gib']:8.1f}" if row["peak_gib"] is not None else "       ?"
-        say(
-            f"{row['images']:6d}  {row['batch_size']:5d}  {row['threads']:7d} "
-            f"{row['step_seconds']['median']:9.2f} {row['images_per_second']:8.1f} {peak} | "
-            f"{row['start_to_first_step_seconds']:6.1f}  {row['import_seconds']:7.1f}  "
-            f"{row['build_seconds']:8.1f}  {row['first_step_seconds']:10.1f}"
-            + ("  noisy" if row["noisy"] else "")
-        )
-
-
 def remarks(result: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Figures that join rows: the device path's augmentation as a share of its step; the idle workers' work.
 
@@ -478,7 +443,11 @@ def remarks(result: Sequence[dict[str, Any]]) -> dict[str, float]:
     if {"augmentation", "ours-device"} <= by_name.keys():
         step, alone = by_name["ours-device"]["rate"], by_name["augmentation"]["rate"]
         values["augmentation_share_of_step"] = step["median"] / alone["median"]
-    busy = sum(sum(row["seconds"]) for row in result)
+    busy = sum(
+        seconds * repeats
+        for row in result
+        for seconds, repeats in zip(row["seconds"], row["repeats"], strict=True)
+    )
     idle = sum(sum(row["idle_processor_seconds"]) for row in result)
     values["idle_processor_seconds_per_second"] = idle / busy
     return values
@@ -513,7 +482,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--network", default="davidnet", help=f"one of {', '.join(rivals.NETWORKS)} (default: %(default)s)")
-    add("--sections", default=",".join(SECTIONS), help="which tables, with commas (default: %(default)s)")
+    add(
+        "--sections",
+        default=",".join(benchtables.SECTIONS),
+        help="which tables, with commas (default: %(default)s)",
+    )
     add("--only", default="", help="which candidates, with commas (default: the usual ones of the sections)")
     add("--rounds", type=int, help="turns of each candidate (default: 3)")
     add("--steps", type=int, default=1, help="steps in a turn (default: %(default)s)")
@@ -540,7 +513,10 @@ def choose(network: str, sections: str, only: str) -> list[str]:
     Raises: UserError for a name that is not there.
     """
     table = rivals.candidates(network)
-    for given, known, flag in ((sections, SECTIONS, "--sections"), (only, tuple(table), "--only")):
+    for given, known, flag in (
+        (sections, benchtables.SECTIONS, "--sections"),
+        (only, tuple(table), "--only"),
+    ):
         for name in filter(None, given.split(",")):
             if name not in known:
                 raise UserError(f"{flag} {name!r} is not known; choose from {', '.join(known)}")
@@ -592,18 +568,21 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
                 *(options.network, sizes["width"], sizes["rounds"], Path(folder), load[0]),
                 quick=options.quick,
             )
-            print_scaling(result["scaling"])
+            say(benchtables.scaling(result["scaling"]))
         else:
             task = rivals.Task(sizes["batch_size"], sizes["width"], Path(folder) / "images.npz")
             rivals.make_images(task.data, max(sizes["images"], task.batch_size), sizes["test_images"])
-            found, result["left_out"] = measure(names, options.network, task, sizes["rounds"], options.steps)
+            least = 0.0 if options.quick else TURN_SECONDS
+            found, result["left_out"] = measure(
+                names, options.network, task, sizes["rounds"], options.steps, least
+            )
             result["failed"] = [
                 name
                 for name in result["left_out"]
                 if not rivals.missing(rivals.candidates(options.network)[name])
             ]
             result["rows"] = rows(found, network, task, options.steps, load[0])
-            print_rows(result["rows"])
+            say(benchtables.rows(result["rows"]))
             for name, reason in result["left_out"].items():
                 say(f"{name:<18} left out: {reason}")
     return result | _conclude(result, load[0])

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import benchtables
 import recipes
 import record
 import results
 import tables
+import tpu_compile
 from errors import UserError
 from recipes import RECIPES, Recipe
 from results import Run
@@ -39,7 +41,7 @@ def stale(root: Path) -> list[str]:
     Raises UserError if a record or the README cannot be read, or a table's marks are missing.
     """
     text, runs = _read(root / README), _of_recipes(root / RECORDS)
-    found = [] if _filled(text, runs) == text else [README]
+    found = [] if _filled(text, root, runs) == text else [README]
     plot = root / PLOT
     if not plot.exists() or _digest(runs) not in _read(plot):
         found.append(PLOT)
@@ -51,13 +53,21 @@ def write(root: Path) -> None:
     text, runs = _read(root / README), _of_recipes(root / RECORDS)
     (root / PLOT).parent.mkdir(exist_ok=True)
     record.write_whole(root / PLOT, _plot(runs))
-    record.write_whole(root / README, _filled(text, runs))
+    record.write_whole(root / README, _filled(text, root, runs))
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; restore it") from None
+
+
+def _report(path: Path) -> dict[str, Any]:
+    """What bench.py or tpu_compile.py has written with --out."""
+    try:
+        return dict(json.loads(_read(path)))
+    except ValueError as error:
         raise UserError(f"cannot read {path}: {error}; restore it") from None
 
 
@@ -73,12 +83,21 @@ def _of_recipes(folder: Path) -> dict[str, list[Run]]:
     return found
 
 
-def _filled(text: str, runs: dict[str, list[Run]]) -> str:
+def _filled(text: str, root: Path, runs: dict[str, list[Run]]) -> str:
     """The README with its tables made anew."""
-    makers: dict[str, Callable[[dict[str, list[Run]]], str]] = {
-        "recipes": lambda runs: recipe_table(runs, FIRST),
-        "ladder": ladder_table,
-        "learning curve": curve_table,
+
+    def of(name: str, maker: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+        return lambda: maker(_report(root / RECORDS / name))
+
+    makers: dict[str, Callable[[], str]] = {
+        "recipes": lambda: recipe_table(runs, FIRST),
+        "ladder": lambda: ladder_table(runs),
+        "learning curve": lambda: curve_table(runs),
+        "bench": of("bench-cpu.json", benchtables.rows_in_markdown),
+        "bench input": of("bench-input-cpu.json", benchtables.rows_in_markdown),
+        "scaling": of("scaling-cpu.json", benchtables.scaling_in_markdown),
+        "tpu": of("tpu-compile.json", tpu_compile.table),
+        "tpu recipes": of("tpu-compile-recipes.json", tpu_compile.table),
     }
     names = [match[2] for match in BLOCK.finditer(text)]
     if sorted(names) != sorted(makers):
@@ -86,7 +105,7 @@ def _filled(text: str, runs: dict[str, list[Run]]) -> str:
         raise UserError(
             f"{README} has tables for {names}; it takes {wanted} once, each up to an <!-- end -->"
         )
-    return BLOCK.sub(lambda match: f"{match[1]}{makers[match[2]](runs)}\n{match[4]}", text)
+    return BLOCK.sub(lambda match: f"{match[1]}{makers[match[2]]()}\n{match[4]}", text)
 
 
 # ---- tables ------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
     python3 -m venv .tpu && .tpu/bin/pip install -r requirements-tpu-compile.txt
     python tpu_compile.py --python .tpu/bin/python --out records/tpu-compile.json
     python tpu_compile.py --python .tpu/bin/python --chips v5e --precisions bfloat16 --steps train
-    python tpu_compile.py --python .tpu/bin/python --recipe speedrun
+    python tpu_compile.py --python .tpu/bin/python --recipe all --out report.json     # takes hours
     python tpu_compile.py --table records/tpu-compile.json      # the README's table of a report
 
 TensorFlow lowers the steps to StableHLO in this process: augmentation, forward, backward, weight decay,
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ CHIPS = {
 class Program:
     """A compiled step on one core, by the compiler's own count, and what its peaks would allow."""
 
+    recipe: str
     chip: str
     step: str
     precision: str
@@ -79,7 +81,9 @@ class Program:
     predicted_epoch_seconds: float
 
 
-def predict(name: str, step: str, precision: str, batch_size: int, counts: dict[str, Any]) -> Program:
+def predict(
+    recipe: str, name: str, step: str, precision: str, batch_size: int, counts: dict[str, Any]
+) -> Program:
     """The roofline of one core: the longer of computing and of moving the bytes, each at the published peak.
 
     An epoch of training has as many steps as whole batches; evaluation sees every image of the test set.
@@ -91,6 +95,7 @@ def predict(name: str, step: str, precision: str, batch_size: int, counts: dict[
     steps = TRAIN_IMAGES // batch_size if step == "train" else -(-TEST_IMAGES // batch_size)
     used = counts["argument_bytes"] + counts["temporary_bytes"]
     return Program(
+        recipe=recipe,
         chip=name,
         step=step,
         precision=precision,
@@ -106,12 +111,27 @@ def predict(name: str, step: str, precision: str, batch_size: int, counts: dict[
 # ---- TensorFlow's half -------------------------------------------------------------------------------------
 
 
-def lower(precision: str, recipe: str, batch_size: int | None, folder: Path) -> dict[str, tuple[Path, int]]:
-    """Writes the steps of a recipe as StableHLO; returns file and batch size (None: its own) for each step.
-
-    The images are noise: only their shapes enter the programs.
-    """
+def make_noise(path: Path) -> None:
+    """Writes an .npz of CIFAR-10's shape; only the shapes of the images enter the programs."""
     import numpy as np
+
+    generator = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for part, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+        arrays[f"x_{part}"] = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        arrays[f"y_{part}"] = np.arange(count) % 10
+    np.savez(path, **arrays)
+
+
+def lower(
+    data: Path, recipe: str, precision: str, batch_size: int | None, folder: Path
+) -> dict[str, tuple[Path, int]]:
+    """Writes a recipe's steps as StableHLO into `folder`; returns each step's file and batch size.
+
+    Args:
+        data: the .npz with the images.
+        batch_size: of the training step; None takes the recipe's own.
+    """
     import tensorflow as tf
 
     import recipes
@@ -120,15 +140,9 @@ def lower(precision: str, recipe: str, batch_size: int | None, folder: Path) -> 
 
     values = recipes.resolve(recipe, train_eager.constants())
     batch_size = batch_size or values.batch_size
-    generator = np.random.default_rng(0)
-    arrays: dict[str, Any] = {}
-    for part, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
-        arrays[f"x_{part}"] = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        arrays[f"y_{part}"] = np.arange(count) % 10
-    np.savez(folder / "noise.npz", **arrays)
     changes = {
-        "data": str(folder / "noise.npz"),
-        "out": str(folder / precision),
+        "data": str(data),
+        "out": "",
         "device": "cpu",  # the platform to lower for: stock TensorFlow has no TPU kernels
         "precision": precision,
         "batch_size": batch_size,
@@ -146,7 +160,7 @@ def lower(precision: str, recipe: str, batch_size: int | None, folder: Path) -> 
     }
     files = {}
     for name, (step, inputs) in examples.items():
-        path = folder / f"{name}-{precision}.stablehlo"
+        path = folder / f"{name}.stablehlo"
         path.write_text(_stablehlo(run.placement.strategy, step, inputs), encoding="utf-8")
         files[name] = path, batch_size if name == "train" else batch
     return files
@@ -246,7 +260,7 @@ def _versions(python: str) -> dict[str, str]:
 def line(program: Program) -> str:
     """A compiled program for people."""
     return (
-        f"{program.chip:4} {program.step:10} {program.precision:8} batch {program.batch_size}: "
+        f"{program.recipe:18} {program.chip:4} {program.step:10} {program.precision:8} batch {program.batch_size}: "
         f"{program.flops / 1e12:.3f} TFLOP, {program.bytes_accessed / 1e9:.2f} GB moved, "
         f"{(program.argument_bytes + program.temporary_bytes) / 1e9:.2f} GB of memory "
         f"({program.memory_share:.0%} of a core's); predicted, on one core: "
@@ -257,13 +271,14 @@ def line(program: Program) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """A report as the README's table; `result` is what --out writes."""
-    lines = [
-        "| chip | precision | step | TFLOP | GB moved | GB of memory | predicted ms a step | s an epoch |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = "| chip | precision | step | TFLOP | GB moved | GB of memory | predicted ms a step | s an epoch |"
+    rule = "|---|---|---|---|---|---|---|---|"
+    several = len({program["recipe"] for program in result["programs"]}) > 1
+    lines = [f"| recipe {head}", f"|---{rule}"] if several else [head, rule]
     for program in result["programs"]:
         memory = program["argument_bytes"] + program["temporary_bytes"]
         cells = (
+            *([program["recipe"]] if several else []),
             program["chip"],
             program["precision"],
             f"{program['step']}, {program['batch_size']} images",
@@ -277,27 +292,46 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def report(options: argparse.Namespace) -> dict[str, Any]:
-    """Lowers and compiles all that was asked for, printing a line each; returns what --out writes."""
+def report(options: argparse.Namespace) -> None:
+    """Lowers and compiles all that was asked for; a line each, and --out written anew after each.
+
+    Raises:
+        UserError: for an unknown recipe, before anything else; if a program cannot be compiled.
+    """
+    import recipes
+
+    names = list(recipes.RECIPES) if "all" in options.recipe else options.recipe
+    for name in names:
+        recipes.known(name)
     versions = _versions(options.python)  # first, since it finds out whether the other environment is there
     print(", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
-    programs = []
+    result: dict[str, Any] = {
+        "what": "compiled for a TPU without one; seconds are roofline predictions for one core, not measured",
+        "versions": versions,
+        "chips": {name: asdict(CHIPS[name]) for name in options.chips},
+        "programs": [],
+    }
     with tempfile.TemporaryDirectory() as folder:
+        for program in _programs(names, options, Path(folder)):
+            print(line(program), flush=True)
+            result["programs"].append(asdict(program))
+            if options.out:
+                import record
+
+                record.write_whole(Path(options.out), json.dumps(result, indent=2) + "\n")
+
+
+def _programs(names: list[str], options: argparse.Namespace, folder: Path) -> Iterator[Program]:
+    noise = folder / "noise.npz"
+    make_noise(noise)
+    for recipe in names:
         for precision in options.precisions:
-            files = lower(precision, options.recipe, options.batch_size, Path(folder))
+            files = lower(noise, recipe, precision, options.batch_size, folder)
             for step in options.steps:
                 path, batch = files[step]
                 for chip in options.chips:
                     arguments = [__file__, "--compile", str(path), "--topology", CHIPS[chip].topology]
-                    programs.append(predict(chip, step, precision, batch, _ask(options.python, *arguments)))
-                    print(line(programs[-1]), flush=True)
-    return {
-        "recipe": options.recipe,
-        "what": "compiled for a TPU without one; seconds are roofline predictions for one core, not measured",
-        "versions": versions,
-        "chips": {name: asdict(CHIPS[name]) for name in options.chips},
-        "programs": [asdict(program) for program in programs],
-    }
+                    yield predict(recipe, chip, step, precision, batch, _ask(options.python, *arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -312,7 +346,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chips", nargs="+", choices=tuple(CHIPS), default=list(CHIPS))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--recipe", default="davidnet", help="one of recipes.py's (default: %(default)s)")
+    parser.add_argument(
+        "--recipe", nargs="+", default=["davidnet"], metavar="NAME", help="of recipes.py, or all (davidnet)"
+    )
     parser.add_argument("--batch-size", type=int, help="images a training step on one core (the recipe's)")
     parser.add_argument("--out", default="", metavar="FILE", help="write the report there, as JSON")
     parser.add_argument(
@@ -333,11 +369,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.table:
         print(table(json.loads(Path(options.table).read_text(encoding="utf-8"))))
         return 0
-    result = report(options)
-    if options.out:
-        import record
-
-        record.write_whole(Path(options.out), json.dumps(result, indent=2) + "\n")
+    report(options)
     return 0
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import bench
+import benchtables
 import rival_speedrun
 import rivals
 from errors import UserError
@@ -21,7 +22,7 @@ ROOT = Path(bench.__file__).parent
 def found(units, seconds, *, first=9.0):
     """What `bench.measure` returns of a candidate."""
     memory = {"peak_gib": 2.0, "resident_gib": 1.5}
-    rest = {"idle_processor_seconds": 0.5, "settling_seconds": 3.0, **memory}
+    rest = {"idle_processor_seconds": 0.5, "settling_seconds": 3.0, "repeats": 1, **memory}
     answers = [{"seconds": value, **rest} for value in seconds]
     return {
         "units": units,
@@ -101,6 +102,56 @@ def test_rows_by_hand():
     assert joined["idle_processor_seconds_per_second"] == pytest.approx(6 * 3 * 0.5 / busy)
 
 
+def conditions(**values):
+    """What a record of bench.py says beside its rows."""
+    return {
+        "hardware": {"processor": "Z80", "cores": 2},
+        "versions": {"tensorflow": "2.21.0", "torch": "2.13.0"},
+        "rounds": 3,
+        "steps_per_turn": 2,
+        "load_average": {"start": [0.25, 0.0, 0.0]},
+        "remarks": {"augmentation_share_of_step": 0.00123},
+    } | values
+
+
+def test_the_readme_s_table_by_hand():
+    measured = {
+        "ours-device": found(512, [10.24, 5.12, 10.24]),  # 50, 100, 50 images/s
+        "pytorch": found(512, [102.4, 102.4, 102.4]),  # 5
+    }
+    task = rivals.Task(512, 64, Path("images.npz"))
+    record = conditions(rows=bench.rows(measured, rivals.NETWORKS["davidnet"], task, 1, 0.25))
+    assert benchtables.rows_in_markdown(record).splitlines()[2:] == [
+        "| steps: batches in the step (`ours-device`) | 50 (50–100) images/s † |  |  |",
+        "| steps: PyTorch eager, channels_last (`pytorch`) | 5.0 (5.0–5.0) images/s | 10.00 (10.00–20.00) |  |",
+        "",
+        "Z80, 2 cores, float32, TensorFlow 2.21.0, PyTorch 2.13.0, 3 rounds of 2 steps. Load average before "
+        "the start: 0.25. †: the rounds spread by more than a quarter, or the machine was not idle; not fit to be "
+        "quoted. Augmentation is 0.12% of the default step.",
+    ]
+
+
+def test_the_readme_s_scaling_table_by_hand():
+    row = {
+        "images": 2000,
+        "batch_size": 1024,
+        "threads": 1,
+        "step_seconds": {"median": 10.0, "min": 9.5, "max": 11.0},
+        "images_per_second": 102.4,
+        "peak_gib": None,
+        "noisy": "",
+        "import_seconds": 5.4,
+        "first_step_seconds": 33.0,
+        "start_to_first_step_seconds": 45.6,
+    }
+    assert benchtables.scaling_in_markdown(conditions(scaling=[row])).splitlines()[2:] == [
+        "| 2,000 | 1,024 | 1 | 10.00 (9.50–11.00) | 102 | ? | 46 | 5 | 33 |",
+        "",
+        "Z80, 2 cores, float32, TensorFlow 2.21.0; median (lowest–highest) of 3 steps. Load average before the start: "
+        "0.25.",
+    ]
+
+
 def test_several_steps_in_a_turn():
     measured = {"ours-device": found(512, [10.0, 10.0], first=9.0)}
     task = rivals.Task(512, 64, Path("images.npz"))
@@ -108,6 +159,26 @@ def test_several_steps_in_a_turn():
     assert row["rate"]["median"] == pytest.approx(204.8)
     assert row["compile_seconds"] == pytest.approx(9.0 - 2.5)
     assert row["share_of_limit"] is None  # no sgemm was measured
+
+
+def test_a_short_step_is_repeated_and_the_first_one_does_not_count():
+    class Fake:
+        def __init__(self):
+            self.asked = []
+
+        def ask(self, name, count):
+            self.asked.append(count)
+            waited = 0.7 if len(self.asked) == 1 else 0.0
+            seconds = 0.5 if len(self.asked) == 1 else 0.2 * count
+            return {"seconds": seconds, "idle_processor_seconds": waited, "peak_gib": 1.0 + len(self.asked)}
+
+    worker = Fake()
+    answer = bench._turn(worker, "copy", 2, 3.0)
+    assert worker.asked == [1, 6]  # two steps of 0.5 s are thrice in 3 s
+    assert answer["seconds"] == pytest.approx(0.4)  # of two steps
+    assert (answer["repeats"], answer["settling_seconds"], answer["peak_gib"]) == (3, 0.5, 3.0)
+    assert answer["idle_processor_seconds"] == 0.7
+    assert bench._turn(Fake(), "copy", 2, 0.0)["repeats"] == 1
 
 
 def test_gflop_of_davidnet():
@@ -138,7 +209,7 @@ def test_choice_of_candidates():
 def test_every_candidate_stands_beside_one_of_its_unit(network):
     table = rivals.candidates(network)
     for candidate in table.values():
-        assert candidate.section in bench.SECTIONS
+        assert candidate.section in benchtables.SECTIONS
         assert candidate.process in rivals.PROCESSES
         assert not candidate.beside or table[candidate.beside].unit == candidate.unit
     assert set(rivals.NETWORKS[network].ours) <= table.keys()

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -377,13 +378,43 @@ def test_the_roofline_is_the_longer_of_computing_and_moving():
         "argument_bytes": 10**9,
         "temporary_bytes": 10**9,
     }
-    program = tpu_compile.predict("v2", "train", "bfloat16", 512, counts)
+    program = tpu_compile.predict("davidnet", "v2", "train", "bfloat16", 512, counts)
     assert program.predicted_step_seconds == pytest.approx(0.002)
     assert program.predicted_epoch_seconds == pytest.approx(97 * 0.002)
     assert (program.bound_by, program.memory_share) == ("memory", 0.25)
-    evaluation = tpu_compile.predict("v2", "evaluation", "bfloat16", 1000, counts | {"bytes_accessed": 1.0})
+    evaluation = tpu_compile.predict(
+        "davidnet", "v2", "evaluation", "bfloat16", 1000, counts | {"bytes_accessed": 1.0}
+    )
     assert evaluation.bound_by == "computing"
     assert evaluation.predicted_epoch_seconds == pytest.approx(10 * 0.001)
+
+
+def test_a_report_of_several_recipes_names_each_of_them():
+    counts = {
+        "device": "TPU v5 lite",
+        "compile_seconds": 1.0,
+        "flops": 1.97e12,  # 10 ms at 197 TFLOP/s
+        "bytes_accessed": 0.819e9,  # 1 ms at 819 GB/s
+        "argument_bytes": 10**9,
+        "temporary_bytes": 6 * 10**8,  # with the arguments a tenth of 16 GB
+    }
+    programs = [
+        asdict(tpu_compile.predict(recipe, "v5e", "train", "bfloat16", batch, counts))
+        for recipe, batch in (("davidnet", 512), ("speedrun", 2000))
+    ]
+    row = "v5e | bfloat16 | train, 512 images | 1.970 | 0.82 | 1.60 (10%) | 10.0 (computing) | 0.97 |"
+    assert tpu_compile.table({"programs": programs}).splitlines()[2:] == [
+        f"| davidnet | {row}",
+        "| speedrun | v5e | bfloat16 | train, 2000 images | 1.970 | 0.82 | 1.60 (10%) | 10.0 (computing) | 0.25 |",
+    ]
+    alone = tpu_compile.table({"programs": programs[:1]}).splitlines()
+    assert alone[0].count("|") == alone[1].count("|")
+    assert alone[2] == f"| {row}"
+
+
+def test_an_unknown_recipe_is_refused_before_anything_is_compiled(capsys):
+    assert tpu_compile.main(["--python", "/nowhere/python", "--recipe", "davidnet", "spedrun"]) == 2
+    assert "speedrun" in capsys.readouterr().err
 
 
 def test_without_the_compiler_s_environment_it_exits_2(capsys):
