@@ -15,6 +15,14 @@ def _digits(value: float) -> str:
     return ",.1f" if value < 1000 else ",.0f"
 
 
+def _share(row: dict[str, Any]) -> str:
+    return f"{row['share_of_limit']['median']:.0%}" if row["share_of_limit"] else ""
+
+
+def _peak(row: dict[str, Any]) -> str:
+    return "?" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
+
+
 # ---- for a terminal ----------------------------------------------------------------------------------------
 
 
@@ -32,10 +40,8 @@ def rows(result: Sequence[dict[str, Any]]) -> str:
         for row in part:
             rate = f"{_interval(row['rate'], _digits(row['rate']['median']))} {row['unit']}/s"
             beside = next((f"{_interval(value, '.2f')} x" for value in row["times_as_fast"].values()), "")
-            share = f"{row['share_of_limit']['median']:.0%}" if row["share_of_limit"] else ""
-            peak = f"{row['peak_gib']:.1f}" if row["peak_gib"] is not None else "?"
             compiling = f"{row['compile_seconds']:.1f} s"
-            line = _COLUMNS.format(row["name"], rate, beside, share, compiling, peak)
+            line = _COLUMNS.format(row["name"], rate, beside, _share(row), compiling, _peak(row))
             lines.append(f"{line}  {row['about']}{'  noisy' if row['noisy'] else ''}")
     return "\n".join(lines)
 
@@ -47,10 +53,9 @@ def scaling(result: Sequence[dict[str, Any]]) -> str:
         "images  batch  threads  s a step images/s peak GiB |  total  imports  building  first step",
     ]
     for row in result:
-        peak = f"{row['peak_gib']:8.1f}" if row["peak_gib"] is not None else "       ?"
         lines.append(
             f"{row['images']:6d}  {row['batch_size']:5d}  {row['threads']:7d} "
-            f"{row['step_seconds']['median']:9.2f} {row['images_per_second']:8.1f} {peak} | "
+            f"{row['step_seconds']['median']:9.2f} {row['images_per_second']:8.1f} {_peak(row):>8} | "
             f"{row['start_to_first_step_seconds']:6.1f}  {row['import_seconds']:7.1f}  "
             f"{row['build_seconds']:8.1f}  {row['first_step_seconds']:10.1f}"
             + ("  noisy" if row["noisy"] else "")
@@ -67,15 +72,13 @@ def rows_in_markdown(record: dict[str, Any]) -> str:
         "| measured | median (lowest–highest) | ours is so many times as fast | share of the limit |",
         "|---|---|---|---|",
     ]
-    for section in SECTIONS:
-        for row in record["rows"]:
-            if row["section"] != section:
-                continue
-            form = ",.0f" if row["rate"]["median"] >= 20 else ".1f"
-            rate = f"{_interval(row['rate'], form, '–')} {row['unit']}/s{' †' if row['noisy'] else ''}"
-            beside = next((_interval(value, ".2f", "–") for value in row["times_as_fast"].values()), "")
-            share = f"{row['share_of_limit']['median']:.0%}" if row["share_of_limit"] else ""
-            lines.append(f"| {section}: {row['about']} (`{row['name']}`) | {rate} | {beside} | {share} |")
+    for row in sorted(record["rows"], key=lambda row: SECTIONS.index(row["section"])):
+        form = ",.0f" if row["rate"]["median"] >= 20 else ".1f"
+        rate = f"{_interval(row['rate'], form, '–')} {row['unit']}/s{' †' if row['noisy'] else ''}"
+        beside = next((_interval(value, ".2f", "–") for value in row["times_as_fast"].values()), "")
+        lines.append(
+            f"| {row['section']}: {row['about']} (`{row['name']}`) | {rate} | {beside} | {_share(row)} |"
+        )
     steps = record["steps_per_turn"]
     turn = f"{record['rounds']} rounds of {steps} step{'s' if steps > 1 else ''}"
     said = f"{_conditions(record)}, {turn}. {_doubts(record, record['rows'])}"
@@ -92,14 +95,13 @@ def scaling_in_markdown(record: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in record["scaling"]:
-        peak = "?" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
         cells = (
             f"{row['images']:,}",
             f"{row['batch_size']:,}",
             str(row["threads"]),
             f"{_interval(row['step_seconds'], '.2f', '–')}{' †' if row['noisy'] else ''}",
             f"{row['images_per_second']:.0f}",
-            peak,
+            _peak(row),
             f"{row['start_to_first_step_seconds']:.0f}",
             f"{row['import_seconds']:.0f}",
             f"{row['first_step_seconds']:.0f}",

@@ -63,14 +63,6 @@ def _read(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error}; restore it") from None
 
 
-def _report(path: Path) -> dict[str, Any]:
-    """What bench.py or tpu_compile.py has written with --out."""
-    try:
-        return dict(json.loads(_read(path)))
-    except ValueError as error:
-        raise UserError(f"cannot read {path}: {error}; restore it") from None
-
-
 def _of_recipes(folder: Path) -> dict[str, list[Run]]:
     """The records of unchanged recipes on real images, perhaps stopped early: FIRST, then in the order of RECIPES."""
     constants, found = recipes.written_constants(), {}
@@ -87,7 +79,7 @@ def _filled(text: str, root: Path, runs: dict[str, list[Run]]) -> str:
     """The README with its tables made anew."""
 
     def of(name: str, maker: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
-        return lambda: maker(_report(root / RECORDS / name))
+        return lambda: maker(results.load(root / RECORDS / name))
 
     makers: dict[str, Callable[[], str]] = {
         "recipes": lambda: recipe_table(runs, FIRST),

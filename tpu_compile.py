@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,9 +124,9 @@ def make_noise(path: Path) -> None:
 
 
 def lower(
-    data: Path, recipe: str, precision: str, batch_size: int | None, folder: Path
+    data: Path, recipe: str, steps: Sequence[str], precision: str, batch_size: int | None, folder: Path
 ) -> dict[str, tuple[Path, int]]:
-    """Writes a recipe's steps as StableHLO into `folder`; returns each step's file and batch size.
+    """Writes some of a recipe's STEPS as StableHLO into `folder`; returns each one's file and batch size.
 
     Args:
         data: the .npz with the images.
@@ -159,7 +159,8 @@ def lower(
         ),
     }
     files = {}
-    for name, (step, inputs) in examples.items():
+    for name in steps:
+        step, inputs = examples[name]
         path = folder / f"{name}.stablehlo"
         path.write_text(_stablehlo(run.placement.strategy, step, inputs), encoding="utf-8")
         files[name] = path, batch_size if name == "train" else batch
@@ -300,6 +301,7 @@ def report(options: argparse.Namespace) -> None:
         UserError: for an unknown recipe, before anything else; if a program cannot be compiled.
     """
     import recipes
+    import record
 
     names = list(recipes.RECIPES) if "all" in options.recipe else options.recipe
     for name in names:
@@ -317,8 +319,6 @@ def report(options: argparse.Namespace) -> None:
             print(line(program), flush=True)
             result["programs"].append(asdict(program))
             if options.out:
-                import record
-
                 record.write_whole(Path(options.out), json.dumps(result, indent=2) + "\n")
 
 
@@ -327,9 +327,8 @@ def _programs(names: list[str], options: argparse.Namespace, folder: Path) -> It
     make_noise(noise)
     for recipe in names:
         for precision in options.precisions:
-            files = lower(noise, recipe, precision, options.batch_size, folder)
-            for step in options.steps:
-                path, batch = files[step]
+            files = lower(noise, recipe, options.steps, precision, options.batch_size, folder)
+            for step, (path, batch) in files.items():
                 for chip in options.chips:
                     arguments = [__file__, "--compile", str(path), "--topology", CHIPS[chip].topology]
                     yield predict(recipe, chip, step, precision, batch, _ask(options.python, *arguments))
@@ -368,7 +367,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(compile_for_tpu(options.compile, options.topology)))
         return 0
     if options.table:
-        print(table(json.loads(Path(options.table).read_text(encoding="utf-8"))))
+        import results
+
+        print(table(results.load(Path(options.table))))
         return 0
     report(options)
     return 0

@@ -412,6 +412,13 @@ def test_a_report_of_several_recipes_names_each_of_them():
     assert alone[2] == f"| {row}"
 
 
+def test_a_report_that_is_not_there_is_one_line(tmp_path, capsys):
+    assert tpu_compile.main(["--table", str(tmp_path / "nowhere.json")]) == 2
+    error = capsys.readouterr().err
+    assert "nowhere.json" in error
+    assert error.count("\n") == 1
+
+
 def test_an_unknown_recipe_is_refused_before_anything_is_compiled(capsys):
     assert tpu_compile.main(["--python", "/nowhere/python", "--recipe", "davidnet", "spedrun"]) == 2
     assert "speedrun" in capsys.readouterr().err
