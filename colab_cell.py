@@ -79,7 +79,7 @@ TPU = ""  #@param {type:"string"}
 PRECISION = "auto"  #@param ["auto", "float32", "bfloat16", "float16"]
 #@markdown who makes the batches; auto: the device, measured faster on a CPU too
 PIPELINE = "auto"  #@param ["auto", "host", "device"]
-#@markdown of ops.py; auto: the fast forms on a CPU under XLA, else the plain ones
+#@markdown fast: the forms of ops.py, made for XLA on a CPU; auto: fast there, else plain
 OPERATIONS = "auto"  #@param ["auto", "plain", "fast"]
 #@markdown batch statistics over all replicas, not each one's own
 SYNC_BN = False  #@param {type:"boolean"}
@@ -878,7 +878,9 @@ class Settings:
         "of activations and convolutions", choices=("auto", "float32", "bfloat16", "float16")
     )
     pipeline: str = option("who makes the batches", choices=("auto", "host", "device"))
-    operations: str = option("form of pools, batch norms, convolutions", choices=("auto", "plain", "fast"))
+    operations: str = option(
+        "form of crops, pools, batch norms, convolutions", choices=("auto", "plain", "fast")
+    )
     sync_bn: bool = option("batch statistics over all replicas instead of each one's own")
     logical_devices: int = option("split the CPU into so many devices, to try replicas; 0: do not", low=0)
     jit: bool = option("compile the step with XLA")
@@ -3880,6 +3882,23 @@ def take(images: tf.Tensor, window: Window) -> tf.Tensor:
     return tf.gather(tf.reshape(images, [-1, channels]), pixels)
 
 
+def take_by_products(images: tf.Tensor, window: Window) -> tf.Tensor:
+    """The same as products with matrices of zeros and ones: uint8 (N, H, W, C) -> bfloat16, the same shape.
+
+    Each value is a sum of one pixel and zeros, and bfloat16 has every whole number up to 256, so it is exact.
+    A TPU, which gathers pixel by pixel, has its fast unit for it.
+    """
+    height, width, channels = images.shape[1:]
+    values = window.columns[:, :, None] * channels + tf.range(
+        channels
+    )  # in a line, of each value of the window's
+    rows = tf.one_hot(window.rows, height, dtype=tf.bfloat16)  # (N, H, H)
+    columns = tf.one_hot(tf.reshape(values, [-1, width * channels]), width * channels, dtype=tf.bfloat16)
+    lines = tf.cast(tf.reshape(images, [-1, height, width * channels]), tf.bfloat16)
+    chosen = tf.matmul(tf.matmul(rows, lines), columns, transpose_b=True)  # (N, H, W * C)
+    return tf.reshape(chosen, [-1, height, width, channels])
+
+
 def random_cutout(images: tf.Tensor, size: int, seed: Seed, shard: Shard = WHOLE) -> tf.Tensor:
     """Zeros in a size x size square wholly inside each image, every position equally likely: (N, H, W, C)."""
     height, width, channels = images.shape[1:]
@@ -3895,7 +3914,7 @@ def random_cutout(images: tf.Tensor, size: int, seed: Seed, shard: Shard = WHOLE
 
 
 def standardise(images: tf.Tensor, mean: NDArray[Any], std: NDArray[Any]) -> tf.Tensor:
-    """uint8 (N, H, W, 3) to float32: each channel less its mean, over its deviation, on the 0-1 scale."""
+    """Pixels (N, H, W, 3), 0-255, to float32: each channel less its mean, over its deviation, on the 0-1 scale."""
     # Constants of an image's shape, for the reason given in random_cutout.
     scale, offset = (
         np.broadcast_to(value.astype(np.float32), images.shape[1:])
@@ -3913,6 +3932,7 @@ class Augmentation:
         flip: whether to mirror a random half.
         cutout: side of the hole, in pixels; 0 for none.
         mean, std: (3,) each, of the training set, on the 0-1 scale.
+        products: choose pixels by take_by_products, with the same result.
 
     Cropping and flipping move bytes, so they come first, while a pixel is one byte and not four.
     """
@@ -3922,6 +3942,7 @@ class Augmentation:
     cutout: int
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
+    products: bool = False
 
     def __call__(
         self, images: tf.Tensor, seed: Seed, shard: Shard = WHOLE, mirrored: tf.Tensor | None = None
@@ -3932,7 +3953,8 @@ class Augmentation:
             window = random_flip(window, seed, shard)
         if mirrored is not None:
             window = flip(window, mirrored)
-        images = standardise(take(images, window), self.mean, self.std)
+        pixels = take_by_products(images, window) if self.products else take(images, window)
+        images = standardise(pixels, self.mean, self.std)
         return random_cutout(images, self.cutout, seed, shard) if self.cutout else images
 
 
@@ -4039,17 +4061,21 @@ class _Batches:
         limit = min(images.shape[1:3]) - 1
         if not 0 <= augmentation.pad <= limit:
             raise UserError(f"pad {augmentation.pad} is out of range; give 0 to {limit}")
-        in_file = isinstance(images, ImageFile)
-        self.images: Any = images if in_file else tf.constant(images)
+        self._shape = images.shape[1:]
+        self._images: Any = images
+        make: Any = self._augment  # of pixels that were read from a file
+        if not isinstance(images, ImageFile):
+            # An image is a row: a TPU would bring a data set of four dimensions into another order, at every step.
+            self._images = tf.constant(images.reshape(len(images), -1))
+            make = self._make
         self.labels = tf.constant(labels)
         self.augmentation, self.batch_size, self.seed = augmentation, batch_size, seed
         self.alternating = alternating
-        # Made once, not to be traced again every epoch.
-        self._batch = tf.function(self._augment if in_file else self._make, jit_compile=jit)
+        self._batch = tf.function(make, jit_compile=jit)  # made once, not to be traced again every epoch
 
     def host_images(self) -> Images:
         """The images as an array to be read only; on a CPU it is the tensor's own memory, not a copy."""
-        return np.asarray(memoryview(self.images))
+        return np.asarray(memoryview(self._images)).reshape(-1, *self._shape)
 
     def _plan(self, epoch: int) -> tuple[tf.Tensor, tf.Tensor]:
         """The epoch's image numbers, int32 (steps, batch), -1 - i for a mirrored i; and seeds, int32 (steps, 2)."""
@@ -4061,7 +4087,8 @@ class _Batches:
     def _make(self, rows: tf.Tensor, seed: tf.Tensor, shard: Shard = WHOLE) -> Batch:
         """The shard's part of the batch of the images numbered `rows` (B,), with the step's seed (2,)."""
         rows = own_part(rows, shard)
-        return self._augment(tf.gather(self.images, self._numbers(rows)), rows, seed, shard)
+        pixels = tf.reshape(tf.gather(self._images, self._numbers(rows)), [-1, *self._shape])
+        return self._augment(pixels, rows, seed, shard)
 
     def _augment(self, pixels: tf.Tensor, rows: tf.Tensor, seed: tf.Tensor, shard: Shard = WHOLE) -> Batch:
         """The same, with the images' pixels at hand: uint8 (B, H, W, 3)."""
@@ -4105,10 +4132,10 @@ class HostPipeline(_Batches):
 class FilePipeline(HostPipeline):
     """The host's pipeline for images in a file: of these, a few batches are in memory at a time."""
 
-    images: ImageFile
+    _images: ImageFile
 
     def host_images(self) -> ImageFile:
-        return self.images
+        return self._images
 
     def open(self, epoch: int, done: int = 0) -> Any:
         steps = tf.data.Dataset.from_tensor_slices(self._plan(epoch)).skip(done)
@@ -4118,12 +4145,18 @@ class FilePipeline(HostPipeline):
         return iter(batches.prefetch(2))
 
     def _read(self, rows: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        pixels = tf.numpy_function(self.images.__getitem__, [self._numbers(rows)], tf.uint8, stateful=False)
-        return tf.ensure_shape(pixels, [self.batch_size, *self.images.shape[1:]]), rows, seed
+        pixels = tf.numpy_function(self._images.__getitem__, [self._numbers(rows)], tf.uint8, stateful=False)
+        return tf.ensure_shape(pixels, [self.batch_size, *self._shape]), rows, seed
 
 
 def make_pipeline(
-    options: Settings, images: ImageSet, mean: NDArray[Any], std: NDArray[Any], *, jit: bool
+    options: Settings,
+    images: ImageSet,
+    mean: NDArray[Any],
+    std: NDArray[Any],
+    *,
+    jit: bool,
+    products: bool = False,
 ) -> Pipeline:
     """The pipeline that the hyperparameters ask for, over the training images: auto is the device, measured faster
     on a CPU too, but the host for images in a file.
@@ -4131,6 +4164,7 @@ def make_pipeline(
     Args:
         mean, std: (3,) each, of the training set, on the 0-1 scale.
         jit: see _Batches.
+        products: see Augmentation; for batches made on the device alone.
 
     Raises:
         UserError: where the device is asked for and the images are in a file.
@@ -4141,10 +4175,11 @@ def make_pipeline(
         if options.pipeline == "device":
             raise UserError("--pipeline device needs all images on the device; leave it out, or --scratch")
         kind = FilePipeline
+    products = products and kind is DevicePipeline
     return kind(
         images.train_images,
         images.train_labels,
-        Augmentation(options.pad, options.flip == "random", options.cutout, mean, std),
+        Augmentation(options.pad, options.flip == "random", options.cutout, mean, std, products),
         options.batch_size,
         options.seed,
         alternating=options.flip == "alternating",
@@ -8127,7 +8162,8 @@ class Run:
         with self.placement.strategy.scope(), dtype_policy(self.precision):
             self.model, self.optimizer, self.average = self._make_state()
             self.counters, self.bad_steps = Counters(), BadSteps()
-            self.pipeline = make_pipeline(options, images, mean, std, jit=self.jit)
+            products = self.placement.kind != "cpu" or options.operations == "plain"
+            self.pipeline = make_pipeline(options, images, mean, std, jit=self.jit, products=products)
             if self.placement.kind == "cpu":  # one copy is enough
                 self.images = replace(images, train_images=self.pipeline.host_images())
             self.train_step, self.train_steps = self._make_train_step()

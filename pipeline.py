@@ -67,17 +67,21 @@ class _Batches:
         limit = min(images.shape[1:3]) - 1
         if not 0 <= augmentation.pad <= limit:
             raise UserError(f"pad {augmentation.pad} is out of range; give 0 to {limit}")
-        in_file = isinstance(images, ImageFile)
-        self.images: Any = images if in_file else tf.constant(images)
+        self._shape = images.shape[1:]
+        self._images: Any = images
+        make: Any = self._augment  # of pixels that were read from a file
+        if not isinstance(images, ImageFile):
+            # An image is a row: a TPU would bring a data set of four dimensions into another order, at every step.
+            self._images = tf.constant(images.reshape(len(images), -1))
+            make = self._make
         self.labels = tf.constant(labels)
         self.augmentation, self.batch_size, self.seed = augmentation, batch_size, seed
         self.alternating = alternating
-        # Made once, not to be traced again every epoch.
-        self._batch = tf.function(self._augment if in_file else self._make, jit_compile=jit)
+        self._batch = tf.function(make, jit_compile=jit)  # made once, not to be traced again every epoch
 
     def host_images(self) -> Images:
         """The images as an array to be read only; on a CPU it is the tensor's own memory, not a copy."""
-        return np.asarray(memoryview(self.images))
+        return np.asarray(memoryview(self._images)).reshape(-1, *self._shape)
 
     def _plan(self, epoch: int) -> tuple[tf.Tensor, tf.Tensor]:
         """The epoch's image numbers, int32 (steps, batch), -1 - i for a mirrored i; and seeds, int32 (steps, 2)."""
@@ -89,7 +93,8 @@ class _Batches:
     def _make(self, rows: tf.Tensor, seed: tf.Tensor, shard: Shard = WHOLE) -> Batch:
         """The shard's part of the batch of the images numbered `rows` (B,), with the step's seed (2,)."""
         rows = own_part(rows, shard)
-        return self._augment(tf.gather(self.images, self._numbers(rows)), rows, seed, shard)
+        pixels = tf.reshape(tf.gather(self._images, self._numbers(rows)), [-1, *self._shape])
+        return self._augment(pixels, rows, seed, shard)
 
     def _augment(self, pixels: tf.Tensor, rows: tf.Tensor, seed: tf.Tensor, shard: Shard = WHOLE) -> Batch:
         """The same, with the images' pixels at hand: uint8 (B, H, W, 3)."""
@@ -133,10 +138,10 @@ class HostPipeline(_Batches):
 class FilePipeline(HostPipeline):
     """The host's pipeline for images in a file: of these, a few batches are in memory at a time."""
 
-    images: ImageFile
+    _images: ImageFile
 
     def host_images(self) -> ImageFile:
-        return self.images
+        return self._images
 
     def open(self, epoch: int, done: int = 0) -> Any:
         steps = tf.data.Dataset.from_tensor_slices(self._plan(epoch)).skip(done)
@@ -146,12 +151,18 @@ class FilePipeline(HostPipeline):
         return iter(batches.prefetch(2))
 
     def _read(self, rows: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        pixels = tf.numpy_function(self.images.__getitem__, [self._numbers(rows)], tf.uint8, stateful=False)
-        return tf.ensure_shape(pixels, [self.batch_size, *self.images.shape[1:]]), rows, seed
+        pixels = tf.numpy_function(self._images.__getitem__, [self._numbers(rows)], tf.uint8, stateful=False)
+        return tf.ensure_shape(pixels, [self.batch_size, *self._shape]), rows, seed
 
 
 def make_pipeline(
-    options: Settings, images: ImageSet, mean: NDArray[Any], std: NDArray[Any], *, jit: bool
+    options: Settings,
+    images: ImageSet,
+    mean: NDArray[Any],
+    std: NDArray[Any],
+    *,
+    jit: bool,
+    products: bool = False,
 ) -> Pipeline:
     """The pipeline that the hyperparameters ask for, over the training images: auto is the device, measured faster
     on a CPU too, but the host for images in a file.
@@ -159,6 +170,7 @@ def make_pipeline(
     Args:
         mean, std: (3,) each, of the training set, on the 0-1 scale.
         jit: see _Batches.
+        products: see Augmentation; for batches made on the device alone.
 
     Raises:
         UserError: where the device is asked for and the images are in a file.
@@ -169,10 +181,11 @@ def make_pipeline(
         if options.pipeline == "device":
             raise UserError("--pipeline device needs all images on the device; leave it out, or --scratch")
         kind = FilePipeline
+    products = products and kind is DevicePipeline
     return kind(
         images.train_images,
         images.train_labels,
-        Augmentation(options.pad, options.flip == "random", options.cutout, mean, std),
+        Augmentation(options.pad, options.flip == "random", options.cutout, mean, std, products),
         options.batch_size,
         options.seed,
         alternating=options.flip == "alternating",

@@ -77,7 +77,9 @@ class Settings:
         "of activations and convolutions", choices=("auto", "float32", "bfloat16", "float16")
     )
     pipeline: str = option("who makes the batches", choices=("auto", "host", "device"))
-    operations: str = option("form of pools, batch norms, convolutions", choices=("auto", "plain", "fast"))
+    operations: str = option(
+        "form of crops, pools, batch norms, convolutions", choices=("auto", "plain", "fast")
+    )
     sync_bn: bool = option("batch statistics over all replicas instead of each one's own")
     logical_devices: int = option("split the CPU into so many devices, to try replicas; 0: do not", low=0)
     jit: bool = option("compile the step with XLA")

@@ -134,7 +134,7 @@ TPU = ""  #@param {type:"string"}
 PRECISION = "auto"  #@param ["auto", "float32", "bfloat16", "float16"]
 # who makes the batches; auto: the device, measured faster on a CPU too
 PIPELINE = "auto"  #@param ["auto", "host", "device"]
-# of ops.py; auto: the fast forms on a CPU under XLA, else the plain ones
+# fast: the forms of ops.py, made for XLA on a CPU; auto: fast there, else plain
 OPERATIONS = "auto"  #@param ["auto", "plain", "fast"]
 # batch statistics over all replicas, not each one's own
 SYNC_BN = False  #@param {type:"boolean"}
@@ -301,7 +301,8 @@ class Run:
         with self.placement.strategy.scope(), dtype_policy(self.precision):
             self.model, self.optimizer, self.average = self._make_state()
             self.counters, self.bad_steps = Counters(), BadSteps()
-            self.pipeline = make_pipeline(options, images, mean, std, jit=self.jit)
+            products = self.placement.kind != "cpu" or options.operations == "plain"
+            self.pipeline = make_pipeline(options, images, mean, std, jit=self.jit, products=products)
             if self.placement.kind == "cpu":  # one copy is enough
                 self.images = replace(images, train_images=self.pipeline.host_images())
             self.train_step, self.train_steps = self._make_train_step()

@@ -1,5 +1,7 @@
 """Crops, flips and cutouts against plain NumPy, and the same batches from both pipelines."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -58,6 +60,27 @@ def test_a_crop_is_a_window_of_the_padded_image(pad):
     for image, cropped in zip(padded, crop(images, pad, [3, pad]), strict=True):
         windows = np.lib.stride_tricks.sliding_window_view(image, (6, 9), axis=(0, 1))
         assert (windows.transpose(0, 1, 3, 4, 2) == cropped).all(axis=(2, 3, 4)).any()
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_products_choose_the_very_pixels_of_a_gather(jit):
+    generator = np.random.default_rng(9)
+    images = np.resize(np.arange(256, dtype=np.uint8), (30, 7, 10, 3))  # every value
+    rows = generator.integers(0, 7, (30, 7)).astype(np.int32)
+    columns = generator.integers(0, 10, (30, 10)).astype(np.int32)
+    expected = np.stack(
+        [image[r][:, c] for image, r, c in zip(images, rows, columns, strict=True)]
+    )  # NumPy's own indexing
+
+    @tf.function(jit_compile=jit)
+    def both(images, rows, columns):
+        window = augment.Window(rows, columns)
+        return augment.take(images, window), augment.take_by_products(images, window)
+
+    gathered, multiplied = both(tf.constant(images), rows, columns)
+    np.testing.assert_array_equal(gathered, expected)
+    assert multiplied.dtype == tf.bfloat16
+    np.testing.assert_array_equal(tf.cast(multiplied, tf.int32), expected)
 
 
 def test_half_of_the_images_are_mirrored_and_the_others_untouched():
@@ -207,12 +230,14 @@ def test_a_pipeline_mirrors_the_images_whose_turn_it_is(kind):
                 np.testing.assert_allclose(image, expected, rtol=1e-5)
 
 
-def test_a_compiled_host_makes_the_batches_of_a_compiled_step_to_the_last_bit():
+@pytest.mark.parametrize("products", [False, True])
+def test_a_compiled_host_makes_the_batches_of_a_compiled_step_to_the_last_bit(products):
     images = np.random.default_rng(1).integers(0, 256, (100, 32, 32, 3), np.uint8)
     augmentation = augment.Augmentation(4, True, 8, MEAN, STD)
-    arguments = (images, np.arange(100, dtype=np.int32), augmentation, 32, 5)
-    host = pipeline.HostPipeline(*arguments, jit=True)
-    device = pipeline.DevicePipeline(*arguments, jit=True)
+    labels = np.arange(100, dtype=np.int32)
+    host = pipeline.HostPipeline(images, labels, augmentation, 32, 5, jit=True)
+    augmentation = replace(augmentation, products=products)
+    device = pipeline.DevicePipeline(images, labels, augmentation, 32, 5, jit=True)
     decode = tf.function(device.decode, jit_compile=True)
     on_host, on_device = host.open(1), device.open(1)
     for step in range(3):
