@@ -4001,6 +4001,7 @@ A pipeline has three parts, so that the training loop reads the same for either:
     images, labels = pipeline.decode(*inputs, shard)   inside the compiled step, on each replica
 """
 
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -4042,6 +4043,8 @@ class _Batches:
         alternating: mirror each image in every second epoch.
         jit: compile what makes a batch outside the training step. Multiplications and additions are then
             fused as they are in a compiled step, and the batches are the same to the last bit.
+        resident: keep images and labels in variables, of which every replica's device has its own. For a TPU,
+            whatever else a step uses is an input, to be brought there for every step.
 
     Raises:
         UserError: if the augmentation's pad is not below the images' sides.
@@ -4057,29 +4060,31 @@ class _Batches:
         *,
         alternating: bool = False,
         jit: bool = False,
+        resident: bool = False,
     ) -> None:
         limit = min(images.shape[1:3]) - 1
         if not 0 <= augmentation.pad <= limit:
             raise UserError(f"pad {augmentation.pad} is out of range; give 0 to {limit}")
-        self._shape = images.shape[1:]
+        keep = partial(tf.Variable, trainable=False) if resident else tf.constant
+        self.count, self._shape = images.shape[0], images.shape[1:]
         self._images: Any = images
         make: Any = self._augment  # of pixels that were read from a file
         if not isinstance(images, ImageFile):
             # An image is a row: a TPU would bring a data set of four dimensions into another order, at every step.
-            self._images = tf.constant(images.reshape(len(images), -1))
+            self._images = keep(images.reshape(len(images), -1))
             make = self._make
-        self.labels = tf.constant(labels)
+        self._labels = keep(labels)
         self.augmentation, self.batch_size, self.seed = augmentation, batch_size, seed
         self.alternating = alternating
         self._batch = tf.function(make, jit_compile=jit)  # made once, not to be traced again every epoch
 
     def host_images(self) -> Images:
         """The images as an array to be read only; on a CPU it is the tensor's own memory, not a copy."""
-        return np.asarray(memoryview(self._images)).reshape(-1, *self._shape)
+        return np.asarray(memoryview(tf.convert_to_tensor(self._images))).reshape(-1, *self._shape)
 
     def _plan(self, epoch: int) -> tuple[tf.Tensor, tf.Tensor]:
         """The epoch's image numbers, int32 (steps, batch), -1 - i for a mirrored i; and seeds, int32 (steps, 2)."""
-        order = epoch_order(self.seed, epoch, len(self.labels), self.batch_size)
+        order = epoch_order(self.seed, epoch, self.count, self.batch_size)
         if self.alternating:
             order = alternate(order, self.seed, epoch)
         return tf.constant(order), tf.constant(step_seeds(self.seed, epoch, len(order)))
@@ -4087,14 +4092,14 @@ class _Batches:
     def _make(self, rows: tf.Tensor, seed: tf.Tensor, shard: Shard = WHOLE) -> Batch:
         """The shard's part of the batch of the images numbered `rows` (B,), with the step's seed (2,)."""
         rows = own_part(rows, shard)
-        pixels = tf.reshape(tf.gather(self._images, self._numbers(rows)), [-1, *self._shape])
-        return self._augment(pixels, rows, seed, shard)
+        pixels = tf.gather(tf.convert_to_tensor(self._images), self._numbers(rows))
+        return self._augment(tf.reshape(pixels, [-1, *self._shape]), rows, seed, shard)
 
     def _augment(self, pixels: tf.Tensor, rows: tf.Tensor, seed: tf.Tensor, shard: Shard = WHOLE) -> Batch:
         """The same, with the images' pixels at hand: uint8 (B, H, W, 3)."""
         mirrored = rows < 0 if self.alternating else None
         images = self.augmentation(pixels, seed, shard, mirrored)
-        return images, tf.gather(self.labels, self._numbers(rows))
+        return images, tf.gather(tf.convert_to_tensor(self._labels), self._numbers(rows))
 
     def _numbers(self, rows: tf.Tensor) -> tf.Tensor:
         return tf.where(rows < 0, -1 - rows, rows) if self.alternating else rows
@@ -4157,6 +4162,7 @@ def make_pipeline(
     *,
     jit: bool,
     products: bool = False,
+    resident: bool = False,
 ) -> Pipeline:
     """The pipeline that the hyperparameters ask for, over the training images: auto is the device, measured faster
     on a CPU too, but the host for images in a file.
@@ -4164,7 +4170,8 @@ def make_pipeline(
     Args:
         mean, std: (3,) each, of the training set, on the 0-1 scale.
         jit: see _Batches.
-        products: see Augmentation; for batches made on the device alone.
+        products: see Augmentation; for batches made on the device alone, as is
+        resident: see _Batches.
 
     Raises:
         UserError: where the device is asked for and the images are in a file.
@@ -4175,15 +4182,18 @@ def make_pipeline(
         if options.pipeline == "device":
             raise UserError("--pipeline device needs all images on the device; leave it out, or --scratch")
         kind = FilePipeline
-    products = products and kind is DevicePipeline
+    on_device = kind is DevicePipeline
     return kind(
         images.train_images,
         images.train_labels,
-        Augmentation(options.pad, options.flip == "random", options.cutout, mean, std, products),
+        Augmentation(
+            options.pad, options.flip == "random", options.cutout, mean, std, products and on_device
+        ),
         options.batch_size,
         options.seed,
         alternating=options.flip == "alternating",
         jit=jit,
+        resident=resident and on_device,
     )
 ''',
 )
@@ -8162,8 +8172,11 @@ class Run:
         with self.placement.strategy.scope(), dtype_policy(self.precision):
             self.model, self.optimizer, self.average = self._make_state()
             self.counters, self.bad_steps = Counters(), BadSteps()
-            products = self.placement.kind == "tpu" or options.operations == "plain"
-            self.pipeline = make_pipeline(options, images, mean, std, jit=self.jit, products=products)
+            on_tpu = self.placement.kind == "tpu"
+            products = on_tpu or options.operations == "plain"
+            self.pipeline = make_pipeline(
+                options, images, mean, std, jit=self.jit, products=products, resident=on_tpu
+            )
             if self.placement.kind == "cpu":  # one copy is enough
                 self.images = replace(images, train_images=self.pipeline.host_images())
             self.train_step, self.train_steps = self._make_train_step()

@@ -223,7 +223,7 @@ def _host_pipeline(task: Task) -> Built:
             for images, _labels in source.open(epoch):
                 images[0, 0, 0, 0].numpy()
 
-    steps = len(source.labels) // task.batch_size
+    steps = source.count // task.batch_size
     return epochs, steps * task.batch_size
 
 
@@ -238,7 +238,7 @@ def _device_augmentation(task: Task) -> Built:
     def batch(rows: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return source.decode(rows, seed)
 
-    repeats = len(source.labels) // task.batch_size  # an epoch: one alone would be over in some milliseconds
+    repeats = source.count // task.batch_size  # an epoch: one alone would be over in some milliseconds
 
     def batches(count: int) -> None:
         for _ in range(count):

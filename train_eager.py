@@ -301,8 +301,11 @@ class Run:
         with self.placement.strategy.scope(), dtype_policy(self.precision):
             self.model, self.optimizer, self.average = self._make_state()
             self.counters, self.bad_steps = Counters(), BadSteps()
-            products = self.placement.kind == "tpu" or options.operations == "plain"
-            self.pipeline = make_pipeline(options, images, mean, std, jit=self.jit, products=products)
+            on_tpu = self.placement.kind == "tpu"
+            products = on_tpu or options.operations == "plain"
+            self.pipeline = make_pipeline(
+                options, images, mean, std, jit=self.jit, products=products, resident=on_tpu
+            )
             if self.placement.kind == "cpu":  # one copy is enough
                 self.images = replace(images, train_images=self.pipeline.host_images())
             self.train_step, self.train_steps = self._make_train_step()

@@ -247,6 +247,23 @@ def test_a_compiled_host_makes_the_batches_of_a_compiled_step_to_the_last_bit(pr
         np.testing.assert_array_equal(made[1], expected[1])
 
 
+def test_a_resident_set_is_no_input_of_the_step_and_gives_the_same_batches():
+    images = np.random.default_rng(2).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    arguments = (images, np.arange(40, dtype=np.int32), augment.Augmentation(4, True, 0, MEAN, STD), 8, 5)
+    batches, captured = [], []
+    for resident in (False, True):
+        device = pipeline.DevicePipeline(*arguments, resident=resident)
+        rows = device.take(device.open(1), tf.constant(0))
+        function = tf.function(device.decode, jit_compile=True).get_concrete_function(*rows)
+        batches.append(function(*rows))
+        captured.append([tensor.dtype for tensor in function.captured_inputs])
+        np.testing.assert_array_equal(device.host_images(), images)
+    assert sorted(captured[0], key=str) == [tf.int32, tf.uint8]
+    assert captured[1] == [tf.resource, tf.resource]
+    for one, other in zip(*batches, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("pad", [-1, 6])
 def test_a_pad_beyond_the_image_is_refused(pad):
     images, labels = np.zeros((2, 6, 8, 3), np.uint8), np.zeros(2, np.int32)
