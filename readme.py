@@ -17,7 +17,7 @@ import recipes
 import record
 import results
 import tables
-import tpu_compile
+import tputables
 from errors import UserError
 from recipes import RECIPES, Recipe
 from results import Run
@@ -88,8 +88,8 @@ def _filled(text: str, root: Path, runs: dict[str, list[Run]]) -> str:
         "bench": of("bench-cpu.json", benchtables.rows_in_markdown),
         "bench input": of("bench-input-cpu.json", benchtables.rows_in_markdown),
         "scaling": of("scaling-cpu.json", benchtables.scaling_in_markdown),
-        "tpu": of("tpu-compile.json", tpu_compile.table),
-        "tpu recipes": of("tpu-compile-recipes.json", tpu_compile.table),
+        "tpu": of("tpu-compile.json", davidnet_on_tpus),
+        "tpu recipes": of("tpu-compile.json", lambda report: tputables.epochs(report["programs"])),
     }
     names = [match[2] for match in BLOCK.finditer(text)]
     if sorted(names) != sorted(makers):
@@ -123,6 +123,11 @@ def ladder_table(runs: dict[str, list[Run]]) -> str:
         if any(recipes.is_measurement(run, recipes.resolve(name, constants)) for run in members)
     ]
     return recipe_table(runs, [name for name in measured if name not in FIRST])
+
+
+def davidnet_on_tpus(report: dict[str, Any]) -> str:
+    """The programs of the default recipe in a report of tpu_compile.py."""
+    return tputables.table([row for row in report["programs"] if row["recipe"] == "davidnet"])
 
 
 def _published(recipe: Recipe) -> str:

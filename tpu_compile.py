@@ -1,38 +1,55 @@
 """Compiles the complete training and evaluation steps with Google's TPU compiler, on a machine without a TPU.
 
     python3 -m venv .tpu && .tpu/bin/pip install -r requirements-tpu-compile.txt
-    python tpu_compile.py --python .tpu/bin/python --out records/tpu-compile.json
     python tpu_compile.py --python .tpu/bin/python --chips v5e --precisions bfloat16 --steps train
-    python tpu_compile.py --python .tpu/bin/python --recipe all --out report.json     # takes hours
-    python tpu_compile.py --table records/tpu-compile.json      # the README's table of a report
+    python tpu_compile.py --python .tpu/bin/python --recipe all --out report.json     # takes two hours
+    python tpu_compile.py --table records/tpu-compile.json --chips v5e      # a report's rows, as Markdown
+
+A report is written after each program and goes on where it stopped: a program of the same text is not compiled
+again by the same compiler, neither for another recipe nor by a later call.
 
 TensorFlow lowers the steps to StableHLO in this process: augmentation, forward, backward, weight decay,
 update, batch-norm statistics and counters, everything but the sum over replicas. The other environment's
-Python, which brings the TPU compiler, compiles them and counts operations, bytes and memory. The times
-printed are roofline predictions from those counts and the chips' published peaks: a bound, not a measurement.
+Python, which brings the TPU compiler, runs tpucompiler.py on them: operations, bytes, memory and cycles by the
+compiler's count. The times printed are predictions, not measurements: the roofline, which is a bound, from the
+chips' published peaks; and the compiler's own estimate.
 
 Exit: 0 if all compiled, 1 with the compiler's message if one did not, 2 for a wrong argument.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; read at its import
 
+import recipes
+import results
+import tputables
 from errors import Parser, UserError, ends_in_a_line
 
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000  # CIFAR-10's
 PRECISIONS, STEPS = ("float32", "bfloat16"), ("train", "evaluation")
 REFUSED = 1  # exit code if the compiler does not take a program
+COUNTS = (  # what the compiler says of a program
+    "device",
+    "compile_seconds",
+    "flops",
+    "bytes_accessed",
+    "argument_bytes",
+    "temporary_bytes",
+    "estimated_cycles",
+)
+COMPILER = Path(__file__).with_name("tpucompiler.py")
 COMPILE_LIMIT = 3600  # seconds; one program takes two or three minutes on two cores
 
 
@@ -41,7 +58,8 @@ class Chip:
     """A TPU chip: its name for the compiler and its published peaks.
 
     `flops` are a second, in bfloat16, in which the matrix units also take float32 by default; `bandwidth` and
-    `memory` are the HBM's, in bytes (a second). The compiler's devices are cores, each with its share.
+    `memory` are the HBM's, in bytes (a second); `clock` is the cores', in Hz. The compiler's devices are cores,
+    each with its share.
     """
 
     topology: str
@@ -49,61 +67,72 @@ class Chip:
     flops: float
     bandwidth: float
     memory: float
+    clock: float
 
 
 CHIPS = {
     # N. P. Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural Networks", CACM 63(7),
     # 2020: from the paper only, which is its designers' own
-    "v2": Chip("v2:2x2", cores=2, flops=46e12, bandwidth=700e9, memory=16e9),
-    # docs.cloud.google.com/tpu/docs/v5e
-    "v5e": Chip("v5e:2x2", cores=1, flops=197e12, bandwidth=819e9, memory=16e9),
+    "v2": Chip("v2:2x2", cores=2, flops=46e12, bandwidth=700e9, memory=16e9, clock=700e6),
+    # docs.cloud.google.com/tpu/docs/v5e; the clock: of four units of 128 x 128 multiply-adds for the peak
+    "v5e": Chip("v5e:2x2", cores=1, flops=197e12, bandwidth=819e9, memory=16e9, clock=1.5e9),
 }
 
 
 @dataclass(frozen=True)
-class Program:
-    """A compiled step on one core, by the compiler's own count, and what its peaks would allow."""
+class Lowered:
+    """A step of a recipe as StableHLO; `digest` is the SHA-256 of the program's text."""
 
     recipe: str
-    chip: str
     step: str
     precision: str
     batch_size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Program(Lowered):
+    """A compiled step on one core, by the compiler's own count, and what its peaks would allow.
+
+    `predicted` is the roofline, `estimated` what the compiler expects of its instructions, one after another.
+    """
+
+    chip: str
     device: str
     compile_seconds: float
     flops: float
     bytes_accessed: float
     argument_bytes: int
     temporary_bytes: int
+    estimated_cycles: int
     memory_share: float
     bound_by: str
     predicted_step_seconds: float
     predicted_epoch_seconds: float
+    estimated_step_seconds: float
+    estimated_epoch_seconds: float
 
 
-def predict(
-    recipe: str, name: str, step: str, precision: str, batch_size: int, counts: dict[str, Any]
-) -> Program:
+def predict(lowered: Lowered, name: str, counts: dict[str, Any]) -> Program:
     """The roofline of one core: the longer of computing and of moving the bytes, each at the published peak.
 
     An epoch of training has as many steps as whole batches; evaluation sees every image of the test set.
     """
-    chip = CHIPS[name]
+    chip, size = CHIPS[name], lowered.batch_size
     computing = counts["flops"] / (chip.flops / chip.cores)
     moving = counts["bytes_accessed"] / (chip.bandwidth / chip.cores)
-    seconds = max(computing, moving)
-    steps = TRAIN_IMAGES // batch_size if step == "train" else -(-TEST_IMAGES // batch_size)
+    seconds, estimated = max(computing, moving), counts["estimated_cycles"] / chip.clock
+    steps = TRAIN_IMAGES // size if lowered.step == "train" else -(-TEST_IMAGES // size)
     used = counts["argument_bytes"] + counts["temporary_bytes"]
     return Program(
-        recipe=recipe,
+        **asdict(lowered),
         chip=name,
-        step=step,
-        precision=precision,
-        batch_size=batch_size,
         memory_share=used / (chip.memory / chip.cores),
         bound_by="computing" if computing > moving else "memory",
         predicted_step_seconds=seconds,
         predicted_epoch_seconds=seconds * steps,
+        estimated_step_seconds=estimated,
+        estimated_epoch_seconds=estimated * steps,
         **counts,
     )
 
@@ -124,9 +153,9 @@ def make_noise(path: Path) -> None:
 
 
 def lower(
-    data: Path, recipe: str, steps: Sequence[str], precision: str, batch_size: int | None, folder: Path
-) -> dict[str, tuple[Path, int]]:
-    """Writes some of a recipe's STEPS as StableHLO into `folder`; returns each one's file and batch size.
+    data: Path, recipe: str, steps: Sequence[str], precision: str, batch_size: int | None
+) -> Iterator[tuple[Lowered, str]]:
+    """Lowers some of a recipe's STEPS; yields each and its text.
 
     Args:
         data: the .npz with the images.
@@ -134,10 +163,10 @@ def lower(
     """
     import tensorflow as tf
 
-    import recipes
     import settings
     import train_eager
 
+    tf.keras.backend.clear_session()  # counts the layers' names from 1 again: equal programs, equal texts
     values = recipes.resolve(recipe, train_eager.constants())
     batch_size = batch_size or values.batch_size
     changes = {
@@ -158,13 +187,11 @@ def lower(
             (tf.zeros([batch, 32, 32, 3], tf.uint8), tf.zeros([batch], tf.int32)),
         ),
     }
-    files = {}
     for name in steps:
         step, inputs = examples[name]
-        path = folder / f"{name}.stablehlo"
-        path.write_text(_stablehlo(run.placement.strategy, step, inputs), encoding="utf-8")
-        files[name] = path, batch_size if name == "train" else batch
-    return files
+        text = _stablehlo(run.placement.strategy, step, inputs)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        yield Lowered(recipe, name, precision, batch_size if name == "train" else batch, digest), text
 
 
 def _stablehlo(strategy: Any, step: Any, inputs: Any) -> str:
@@ -175,57 +202,9 @@ def _stablehlo(strategy: Any, step: Any, inputs: Any) -> str:
         strategy.run(step, inputs)
 
     ir = replicated.experimental_get_compiler_ir(*inputs)
-    return str(ir(stage="stablehlo", platform_name="CPU"))
-
-
-# ---- the TPU compiler's half, which runs in its own environment --------------------------------------------
-
-
-def compile_for_tpu(path: str, topology: str) -> dict[str, Any]:
-    """Compiles a StableHLO file for one core; returns the compiler's counts. Needs jax[tpu], no TPU."""
-    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # its lock guards a chip, and here is none
-    import numpy as np
-    from jax._src import compiler
-    from jax._src.interpreters import mlir
-    from jax._src.lib import xla_client
-    from jax._src.lib.mlir import ir
-    from jax.experimental import topologies
-
-    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    with mlir.make_ir_context():
-        module = ir.Module.parse(Path(path).read_text(encoding="utf-8"))
-        _drop_copies(module, ir)
-        options = compiler.get_compile_options(
-            num_replicas=1, num_partitions=1, device_assignment=np.array([[device.id]])
-        )
-        start = time.perf_counter()
-        program = device.client.compile(module, xla_client.DeviceList((device,)), options)
-    cost, memory = program.cost_analysis(), program.get_compiled_memory_stats()
-    return {
-        "device": device.device_kind,
-        "compile_seconds": round(time.perf_counter() - start, 1),
-        "flops": cost["flops"],
-        "bytes_accessed": cost["bytes accessed"],
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-    }
-
-
-def _drop_copies(module: Any, ir: Any) -> None:
-    """Takes out mhlo.copy, which TensorFlow puts before each result and StableHLO does not have."""
-    copies = []
-
-    def visit(operation: Any) -> Any:
-        if operation.name == "mhlo.copy":
-            copies.append(operation)
-        return ir.WalkResult.ADVANCE
-
-    module.operation.walk(visit)
-    for copy in copies:
-        copy.results[0].replace_all_uses_with(copy.operands[0])
-        copy.erase()
+    text = str(ir(stage="stablehlo", platform_name="CPU"))
+    text = re.sub(r"^module @\S+", "module @step", text, flags=re.MULTILINE)  # its name counts functions
+    return re.sub(r'loc\("[^"]*":\d+:\d+\)', "loc(unknown)", text)  # a line of a file on this machine
 
 
 # ---- both --------------------------------------------------------------------------------------------------
@@ -259,79 +238,115 @@ def _versions(python: str) -> dict[str, str]:
     return record.versions() | _ask(python, "-c", code)
 
 
-def line(program: Program) -> str:
-    """A compiled program for people."""
-    return (
-        f"{program.recipe:18} {program.chip:4} {program.step:10} {program.precision:8} batch {program.batch_size}: "
-        f"{program.flops / 1e12:.3f} TFLOP, {program.bytes_accessed / 1e9:.2f} GB moved, "
-        f"{(program.argument_bytes + program.temporary_bytes) / 1e9:.2f} GB of memory "
-        f"({program.memory_share:.0%} of a core's); predicted, on one core: "
-        f"{1000 * program.predicted_step_seconds:.2f} ms a step, "
-        f"{program.predicted_epoch_seconds:.2f} s an epoch, bound by {program.bound_by}"
-    )
-
-
-def table(result: dict[str, Any]) -> str:
-    """A report as the README's table; `result` is what --out writes."""
-    head = "| chip | precision | step | TFLOP | GB moved | GB of memory | predicted ms a step | s an epoch |"
-    rule = "|---|---|---|---|---|---|---|---|"
-    several = len({program["recipe"] for program in result["programs"]}) > 1
-    lines = [f"| recipe {head}", f"|---{rule}"] if several else [head, rule]
-    for program in result["programs"]:
-        memory = program["argument_bytes"] + program["temporary_bytes"]
-        cells = (
-            *([program["recipe"]] if several else []),
-            program["chip"],
-            program["precision"],
-            f"{program['step']}, {program['batch_size']} images",
-            f"{program['flops'] / 1e12:.3f}",
-            f"{program['bytes_accessed'] / 1e9:.2f}",
-            f"{memory / 1e9:.2f} ({program['memory_share']:.0%})",
-            f"{1000 * program['predicted_step_seconds']:.1f} ({program['bound_by']})",
-            f"{program['predicted_epoch_seconds']:.2f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def report(options: argparse.Namespace) -> None:
     """Lowers and compiles all that was asked for; a line each, and --out written anew after each.
 
     Raises:
-        UserError: for an unknown recipe, before anything else; if a program cannot be compiled.
+        UserError: for an unknown recipe, before anything else; if --out holds something else; if a program
+            cannot be compiled.
     """
-    import recipes
     import record
 
+    names = _recipes(options)
+    versions = _versions(options.python)  # first, since it finds out whether the other environment is there
+    print(", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
+    programs = {_place(program): program for program in _earlier(options.out, versions)}
+    counted = {(program.digest, program.chip): program for program in programs.values()}
+    with tempfile.TemporaryDirectory() as folder:
+        for lowered, text in _lowered(names, options, Path(folder)):
+            for chip in options.chips:
+                equal = counted.get((lowered.digest, chip))
+                counts = _counts(equal) if equal else _compile(text, chip, options.python, Path(folder))
+                program = predict(lowered, chip, counts)
+                print(tputables.line(asdict(program)), flush=True)
+                counted[lowered.digest, chip] = programs[_place(program)] = program
+                if options.out:
+                    record.write_whole(Path(options.out), _written(versions, programs))
+
+
+def _recipes(options: argparse.Namespace) -> list[str]:
     names = list(recipes.RECIPES) if "all" in options.recipe else options.recipe
     for name in names:
         recipes.known(name)
-    versions = _versions(options.python)  # first, since it finds out whether the other environment is there
-    print(", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
-    result: dict[str, Any] = {
-        "what": "compiled for a TPU without one; seconds are roofline predictions for one core, not measured",
-        "versions": versions,
-        "chips": {name: asdict(CHIPS[name]) for name in options.chips},
-        "programs": [],
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        for program in _programs(names, options, Path(folder)):
-            print(line(program), flush=True)
-            result["programs"].append(asdict(program))
-            if options.out:
-                record.write_whole(Path(options.out), json.dumps(result, indent=2) + "\n")
+    return names
 
 
-def _programs(names: list[str], options: argparse.Namespace, folder: Path) -> Iterator[Program]:
+def _lowered(names: list[str], options: argparse.Namespace, folder: Path) -> Iterator[tuple[Lowered, str]]:
     noise = folder / "noise.npz"
     make_noise(noise)
     for recipe in names:
         for precision in options.precisions:
-            files = lower(noise, recipe, options.steps, precision, options.batch_size, folder)
-            for step, (path, batch) in files.items():
-                for chip in options.chips:
-                    arguments = [__file__, "--compile", str(path), "--topology", CHIPS[chip].topology]
-                    yield predict(recipe, chip, step, precision, batch, _ask(options.python, *arguments))
+            yield from lower(noise, recipe, options.steps, precision, options.batch_size)
+
+
+def _compile(text: str, chip: str, python: str, folder: Path) -> Any:
+    path = folder / "step.stablehlo"
+    path.write_text(text, encoding="utf-8")
+    return _ask(python, str(COMPILER), str(path), CHIPS[chip].topology)
+
+
+def _counts(program: Program) -> dict[str, Any]:
+    return {name: getattr(program, name) for name in COUNTS}
+
+
+def _place(program: Program) -> tuple[Any, ...]:
+    """Where a program stands in a report, which has one at each place."""
+    return (
+        list(recipes.RECIPES).index(program.recipe),
+        PRECISIONS.index(program.precision),
+        STEPS.index(program.step),
+        list(CHIPS).index(program.chip),
+        program.batch_size,
+    )
+
+
+def read(path: Path) -> tuple[dict[str, str], list[Program]]:
+    """The versions and the programs of a report, without those of recipes that are no more.
+
+    Raises UserError if it cannot be read or is something else.
+    """
+    report = results.load(path)
+    try:
+        rows = [row for row in report["programs"] if row["recipe"] in recipes.RECIPES]
+        return dict(report["versions"]), [_again(row) for row in rows]
+    except (TypeError, KeyError, ValueError):
+        raise UserError(f"{path} is no report of this script; give another, or move it away") from None
+
+
+def _again(row: dict[str, Any]) -> Program:
+    lowered = Lowered(**{field.name: row[field.name] for field in fields(Lowered)})
+    return predict(lowered, row["chip"], {name: row[name] for name in COUNTS})
+
+
+def _earlier(path: str, versions: dict[str, str]) -> list[Program]:
+    """The programs of the report that stands at `path`, if it was made by the same versions."""
+    if not path or not Path(path).exists():
+        return []
+    earlier, programs = read(Path(path))
+    return programs if earlier == versions else []
+
+
+def select(programs: Sequence[Program], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Those programs of a report that the flags ask for, as rows of tputables."""
+    names = _recipes(options)
+    return [
+        asdict(program)
+        for program in programs
+        if program.recipe in names
+        and program.chip in options.chips
+        and program.precision in options.precisions
+        and program.step in options.steps
+    ]
+
+
+def _written(versions: dict[str, str], programs: dict[tuple[Any, ...], Program]) -> str:
+    report = {
+        "what": "compiled for a TPU without one; all but compile_seconds is predicted for one core, not measured",
+        "versions": versions,
+        "chips": {name: asdict(chip) for name, chip in CHIPS.items()},
+        "programs": [asdict(programs[place]) for place in sorted(programs)],
+    }
+    return json.dumps(report, indent=2) + "\n"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -350,12 +365,10 @@ def _parser() -> argparse.ArgumentParser:
         "--recipe", nargs="+", default=["davidnet"], metavar="NAME", help="of recipes.py, or all (davidnet)"
     )
     parser.add_argument("--batch-size", type=int, help="images a training step on one core (the recipe's)")
-    parser.add_argument("--out", default="", metavar="FILE", help="write the report there, as JSON")
     parser.add_argument(
-        "--table", default="", metavar="FILE", help="only print a report's table, as Markdown"
+        "--out", default="", metavar="FILE", help="the report, as JSON; goes on with one there"
     )
-    parser.add_argument("--compile", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--topology", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--table", default="", metavar="FILE", help="only print a report's rows, as Markdown")
     return parser
 
 
@@ -363,13 +376,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     options = _parser().parse_args(arguments)
-    if options.compile:
-        print(json.dumps(compile_for_tpu(options.compile, options.topology)))
-        return 0
     if options.table:
-        import results
-
-        print(table(results.load(Path(options.table))))
+        print(tputables.table(select(read(Path(options.table))[1], options)))
         return 0
     report(options)
     return 0

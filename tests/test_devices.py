@@ -14,6 +14,7 @@ import tensorflow as tf
 import devices
 import preflight
 import tpu_compile
+import tputables
 from errors import UserError
 from preflight import Facts, Gpu
 
@@ -377,46 +378,146 @@ def test_the_roofline_is_the_longer_of_computing_and_moving():
         "bytes_accessed": 0.7e9,  # 2 ms at its 350 GB/s
         "argument_bytes": 10**9,
         "temporary_bytes": 10**9,
+        "estimated_cycles": 2_100_000,  # 3 ms at 700 MHz
     }
-    program = tpu_compile.predict("davidnet", "v2", "train", "bfloat16", 512, counts)
+    train = tpu_compile.Lowered("davidnet", "train", "bfloat16", 512, "digest")
+    program = tpu_compile.predict(train, "v2", counts)
     assert program.predicted_step_seconds == pytest.approx(0.002)
     assert program.predicted_epoch_seconds == pytest.approx(97 * 0.002)
     assert (program.bound_by, program.memory_share) == ("memory", 0.25)
-    evaluation = tpu_compile.predict(
-        "davidnet", "v2", "evaluation", "bfloat16", 1000, counts | {"bytes_accessed": 1.0}
-    )
+    assert program.estimated_step_seconds == pytest.approx(0.003)
+    assert program.estimated_epoch_seconds == pytest.approx(97 * 0.003)
+    evaluation = tpu_compile.Lowered("davidnet", "evaluation", "bfloat16", 1000, "digest")
+    evaluation = tpu_compile.predict(evaluation, "v2", counts | {"bytes_accessed": 1.0})
     assert evaluation.bound_by == "computing"
     assert evaluation.predicted_epoch_seconds == pytest.approx(10 * 0.001)
 
 
+V5E_COUNTS = {
+    "device": "TPU v5 lite",
+    "compile_seconds": 1.0,
+    "flops": 1.97e12,  # 10 ms at 197 TFLOP/s
+    "bytes_accessed": 0.819e9,  # 1 ms at 819 GB/s
+    "argument_bytes": 10**9,
+    "temporary_bytes": 6 * 10**8,  # with the arguments a tenth of 16 GB
+    "estimated_cycles": 18 * 10**6,  # 12 ms at 1.5 GHz
+}
+
+
+def compiled(recipe, step, batch_size, chip="v5e", digest="digest"):
+    lowered = tpu_compile.Lowered(recipe, step, "bfloat16", batch_size, digest)
+    return asdict(tpu_compile.predict(lowered, chip, V5E_COUNTS))
+
+
 def test_a_report_of_several_recipes_names_each_of_them():
-    counts = {
-        "device": "TPU v5 lite",
-        "compile_seconds": 1.0,
-        "flops": 1.97e12,  # 10 ms at 197 TFLOP/s
-        "bytes_accessed": 0.819e9,  # 1 ms at 819 GB/s
-        "argument_bytes": 10**9,
-        "temporary_bytes": 6 * 10**8,  # with the arguments a tenth of 16 GB
-    }
-    programs = [
-        asdict(tpu_compile.predict(recipe, "v5e", "train", "bfloat16", batch, counts))
-        for recipe, batch in (("davidnet", 512), ("speedrun", 2000))
-    ]
-    row = "v5e | bfloat16 | train, 512 images | 1.970 | 0.82 | 1.60 (10%) | 10.0 (computing) | 0.97 |"
-    assert tpu_compile.table({"programs": programs}).splitlines()[2:] == [
+    programs = [compiled("davidnet", "train", 512), compiled("speedrun", "train", 2000)]
+    row = "v5e | bfloat16 | train, 512 images | 1.970 | 0.82 | 1.60 (10%) | 10.0 (computing) | 0.97 | 12.0 | 1.16 |"
+    assert tputables.table(programs).splitlines()[2:] == [
         f"| davidnet | {row}",
-        "| speedrun | v5e | bfloat16 | train, 2000 images | 1.970 | 0.82 | 1.60 (10%) | 10.0 (computing) | 0.25 |",
+        "| speedrun | v5e | bfloat16 | train, 2000 images | 1.970 | 0.82 | 1.60 (10%) "
+        "| 10.0 (computing) | 0.25 | 12.0 | 0.30 |",
     ]
-    alone = tpu_compile.table({"programs": programs[:1]}).splitlines()
+    alone = tputables.table(programs[:1]).splitlines()
     assert alone[0].count("|") == alone[1].count("|")
     assert alone[2] == f"| {row}"
 
 
-def test_a_report_that_is_not_there_is_one_line(tmp_path, capsys):
-    assert tpu_compile.main(["--table", str(tmp_path / "nowhere.json")]) == 2
+def test_the_table_of_epochs_has_a_dash_for_what_was_not_compiled():
+    rows = [
+        compiled("davidnet", "train", 512),  # 97 steps of 12 ms
+        compiled("davidnet", "evaluation", 1000),  # 10 of them
+        compiled("davidnet", "train", 512, chip="v2"),  # 18 million cycles at 700 MHz: 25.7 ms
+        compiled("speedrun", "train", 2000),  # 25 steps
+    ]
+    assert tputables.epochs(rows).splitlines() == [
+        "| recipe | images a step | TFLOP a step | v5e bfloat16 | v2 bfloat16 |",
+        "|---|---|---|---|---|",
+        "| davidnet | 512 | 1.97 | 1.16 + 0.12 | 2.49 + – |",
+        "| speedrun | 2000 | 1.97 | 0.30 + – | – + – |",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", [None, "[]", '{"programs": []}', '{"programs": [{"recipe": "davidnet"}]}']
+)
+def test_a_report_that_is_none_is_one_line(tmp_path, capsys, content):
+    path = tmp_path / "report.json"
+    if content:
+        path.write_text(content)
+    assert tpu_compile.main(["--table", str(path)]) == 2
     error = capsys.readouterr().err
-    assert "nowhere.json" in error
+    assert "report.json" in error
     assert error.count("\n") == 1
+
+
+def test_the_flags_select_the_rows_of_a_report(tmp_path, capsys):
+    path = tmp_path / "report.json"
+    rows = [
+        compiled(recipe, step, 512, chip)
+        for recipe in ("davidnet", "speedrun")
+        for step in tpu_compile.STEPS
+        for chip in tpu_compile.CHIPS
+    ]
+    path.write_text(json.dumps({"versions": {}, "programs": rows}))
+    for flags, expected in (
+        ([], rows[:4]),
+        (["--recipe", "all"], rows),
+        (["--recipe", "speedrun", "--chips", "v5e", "--steps", "evaluation"], rows[-1:]),
+        (["--precisions", "float32"], []),
+    ):
+        assert tpu_compile.main(["--table", str(path), *flags]) == 0
+        assert capsys.readouterr().out.strip() == tputables.table(expected)
+
+
+def test_equal_programs_are_compiled_once_and_a_report_goes_on(tmp_path, monkeypatch):
+    """The compiler's environment is played here; that it compiles is shown by the project's check."""
+    texts = {"davidnet": "one", "lars": "one", "speedrun": "another"}
+    versions, asked = {"libtpu": "1"}, []
+
+    def lower(data, recipe, steps, precision, batch_size):
+        yield tpu_compile.Lowered(recipe, steps[0], precision, 512, texts[recipe]), texts[recipe]
+
+    def ask(python, *arguments):
+        asked.append((Path(arguments[1]).read_text(), arguments[2]))
+        return V5E_COUNTS
+
+    monkeypatch.setattr(tpu_compile, "lower", lower)
+    monkeypatch.setattr(tpu_compile, "_ask", ask)
+    monkeypatch.setattr(tpu_compile, "_versions", lambda python: dict(versions))
+    path = tmp_path / "report.json"
+
+    def report(*recipes):
+        asked.clear()
+        flags = ["--chips", "v5e", "--precisions", "bfloat16", "--steps", "train", "--out", str(path)]
+        assert tpu_compile.main([*flags, "--recipe", *recipes]) == 0
+        return [program["recipe"] for program in json.loads(path.read_text())["programs"]]
+
+    assert report("lars", "davidnet") == ["davidnet", "lars"]  # in the order of recipes.py
+    assert asked == [("one", "v5e:2x2")]
+    assert report("speedrun", "lars") == ["davidnet", "lars", "speedrun"]
+    assert asked == [("another", "v5e:2x2")]
+    texts["lars"] = "changed"
+    assert report("lars", "speedrun") == ["davidnet", "lars", "speedrun"]
+    assert asked == [("changed", "v5e:2x2")]
+    versions["libtpu"] = "2"
+    assert report("davidnet") == ["davidnet"]
+    assert asked == [("one", "v5e:2x2")]
+
+
+def test_equal_steps_of_two_recipes_are_equal_texts(tmp_path):
+    """Both evaluate one network; the names of layers and functions, which TensorFlow counts, must not differ."""
+    noise = tmp_path / "noise.npz"
+    tpu_compile.make_noise(noise)
+
+    def evaluation(recipe):
+        ((lowered, text),) = tpu_compile.lower(noise, recipe, ["evaluation"], "bfloat16", None)
+        assert (lowered.recipe, lowered.step, lowered.batch_size) == (recipe, "evaluation", 1000)
+        assert "stablehlo.convolution" in text and str(Path(tf.__file__).parent) not in text
+        return lowered.digest
+
+    first = evaluation("tricks-pool-first")
+    assert evaluation("tricks-smoothing") == first
+    assert evaluation("post4-conv3") != first
 
 
 def test_an_unknown_recipe_is_refused_before_anything_is_compiled(capsys):
