@@ -98,9 +98,8 @@ def take_by_products(images: tf.Tensor, window: Window) -> tf.Tensor:
     A TPU, which gathers pixel by pixel, has its fast unit for it.
     """
     height, width, channels = images.shape[1:]
-    values = window.columns[:, :, None] * channels + tf.range(
-        channels
-    )  # in a line, of each value of the window's
+    # A line is the values of all channels of its pixels, one after another.
+    values = window.columns[:, :, None] * channels + tf.range(channels)  # (N, W, C)
     rows = tf.one_hot(window.rows, height, dtype=tf.bfloat16)  # (N, H, H)
     columns = tf.one_hot(tf.reshape(values, [-1, width * channels]), width * channels, dtype=tf.bfloat16)
     lines = tf.cast(tf.reshape(images, [-1, height, width * channels]), tf.bfloat16)

@@ -3889,9 +3889,8 @@ def take_by_products(images: tf.Tensor, window: Window) -> tf.Tensor:
     A TPU, which gathers pixel by pixel, has its fast unit for it.
     """
     height, width, channels = images.shape[1:]
-    values = window.columns[:, :, None] * channels + tf.range(
-        channels
-    )  # in a line, of each value of the window's
+    # A line is the values of all channels of its pixels, one after another.
+    values = window.columns[:, :, None] * channels + tf.range(channels)  # (N, W, C)
     rows = tf.one_hot(window.rows, height, dtype=tf.bfloat16)  # (N, H, H)
     columns = tf.one_hot(tf.reshape(values, [-1, width * channels]), width * channels, dtype=tf.bfloat16)
     lines = tf.cast(tf.reshape(images, [-1, height, width * channels]), tf.bfloat16)
@@ -4170,8 +4169,7 @@ def make_pipeline(
     Args:
         mean, std: (3,) each, of the training set, on the 0-1 scale.
         jit: see _Batches.
-        products: see Augmentation; for batches made on the device alone, as is
-        resident: see _Batches.
+        products: see Augmentation; resident: see _Batches. Both only for batches made on the device.
 
     Raises:
         UserError: where the device is asked for and the images are in a file.

@@ -176,8 +176,7 @@ def make_pipeline(
     Args:
         mean, std: (3,) each, of the training set, on the 0-1 scale.
         jit: see _Batches.
-        products: see Augmentation; for batches made on the device alone, as is
-        resident: see _Batches.
+        products: see Augmentation; resident: see _Batches. Both only for batches made on the device.
 
     Raises:
         UserError: where the device is asked for and the images are in a file.

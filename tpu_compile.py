@@ -50,7 +50,7 @@ COUNTS = (  # what the compiler says of a program
     "estimated_cycles",
 )
 COMPILER = Path(__file__).with_name("tpucompiler.py")
-COMPILE_LIMIT = 3600  # seconds; one program takes two or three minutes on two cores
+COMPILE_LIMIT = 3600  # seconds; the slowest of the records took four minutes, on two busy cores
 
 
 @dataclass(frozen=True)

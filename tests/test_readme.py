@@ -13,6 +13,7 @@ import recipes
 import record
 import report
 import tpu_compile
+import tputables
 from errors import UserError
 from recipes import RECIPES
 
@@ -93,8 +94,11 @@ def test_a_table_whose_marks_are_gone_is_refused(copy):
         readme.stale(copy)
 
 
-def test_the_tpu_record_is_complete():
+def test_the_tpu_tables_are_the_record_s_and_it_is_complete():
     record = json.loads((ROOT / "records" / "tpu-compile.json").read_text())
+    text = (ROOT / "README.md").read_text()
+    assert readme.davidnet_on_tpus(record) in text
+    assert tputables.epochs(record["programs"]) in text
     programs = [(row["recipe"], row["chip"], row["precision"], row["step"]) for row in record["programs"]]
     everything = itertools.product(RECIPES, tpu_compile.CHIPS, tpu_compile.PRECISIONS, tpu_compile.STEPS)
     assert sorted(programs) == sorted(everything)
