@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from errors import Parser, UserError, ends_in_a_line
+from lab.base.errors import Parser, UserError, ends_in_a_line
 
 Knots = Sequence[tuple[float, float]]
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import memory
+from lab.machine import memory
 
 if __name__ == "__main__":
     memory.restart_with_huge_pages()  # before the slow imports
@@ -32,33 +32,29 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chat
 import numpy as np
 import tensorflow as tf
 
-import console
-import data
-import describe
-import devices
-import model
-import optimizer
-import preflight
-import recipes
-import record
-import resume
 import schedule
-import series
-import settings
-import summaries
-from augment import Shard
-from averaging import WeightAverage
-from checkpoint import Checkpoints, Saved
-from errors import UserError
-from evaluation import Counters, Evaluator, count_correct, cross_entropy_sum
-from finite import BadSteps, LossScale, finite_on_all
-from interrupt import Interrupt
-from layers import average_statistics
-from pipeline import make_pipeline
+from lab import options as settings
+from lab import series
+from lab.base import console
+from lab.base.errors import UserError
+from lab.images import load as data
+from lab.ladder import describe, recipes
+from lab.ladder import networks as model
+from lab.ladder import optimizers as optimizer
+from lab.ladder.averaging import WeightAverage
+from lab.ladder.evaluation import Counters, Evaluator, count_correct, cross_entropy_sum
+from lab.ladder.finite import BadSteps, LossScale, finite_on_all
+from lab.ladder.layers import average_statistics
+from lab.machine import devices, preflight
+from lab.machine.augment import Shard
+from lab.machine.pipeline import make_pipeline
+from lab.runs import record, resume, summaries
+from lab.runs.checkpoint import Checkpoints, Saved
+from lab.runs.interrupt import Interrupt
 
 # fmt: off
 # ---- Hyperparameters: edit here, or give the flag of the same name (--batch-size 256). ---------------------
-# or another name of recipes.py, whose changes then apply to what follows
+# or another name of lab/ladder/recipes.py, whose changes then apply to what follows
 RECIPE = "davidnet"  #@param {type:"string"}
 # passes over the training set
 EPOCHS = 24  #@param {type:"integer"}
@@ -87,7 +83,7 @@ WIDTH = 64  #@param {type:"integer"}
 # of weights, order and augmentation
 SEED = 0  #@param {type:"integer"}
 # ---- What other recipes turn on. ---------------------------------------------------------------------------
-# of model.py
+# of lab/ladder/networks.py
 NETWORK = "davidnet"  #@param ["davidnet", "plain", "extra", "dawn", "speednet"] {allow-input: true}
 # epoch,rate pairs like "0,0 5,0.4 24,0"; empty: the warm-up, then straight down
 KNOTS = ""  #@param {type:"string"}
@@ -134,7 +130,7 @@ TPU = ""  #@param {type:"string"}
 PRECISION = "auto"  #@param ["auto", "float32", "bfloat16", "float16"]
 # who makes the batches; auto: the device, measured faster on a CPU too
 PIPELINE = "auto"  #@param ["auto", "host", "device"]
-# fast: the forms of ops.py, made for XLA on a CPU; auto: fast there, else plain
+# fast: the forms of lab/machine/kernels.py, made for XLA on a CPU; auto: fast there, else plain
 OPERATIONS = "auto"  #@param ["auto", "plain", "fast"]
 # batch statistics over all replicas, not each one's own
 SYNC_BN = False  #@param {type:"boolean"}

@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 
-import record
+from lab.runs import record
 
 
 @pytest.fixture(scope="session")

@@ -20,16 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+TESTS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "lab" / "images")]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import faults
-
-import checkpoint
-import data
-import formats
-import record
-from errors import UserError
+from lab.base.errors import UserError
+from lab.images import formats
+from lab.images import load as data
+from lab.runs import checkpoint, record
 
 
 def load_data(path):

@@ -1,14 +1,9 @@
 """Files that are cut or have a bit flipped; tests/damage.py makes as many cases as you like."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 
-import formats
-
-sys.path.insert(0, str(Path(__file__).parent))
 import damage
+from lab.images import formats
 
 SEED = 20191122
 

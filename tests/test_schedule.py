@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 import schedule
-from errors import UserError
-from optimizer import EpochRate
+from lab.base.errors import UserError
+from lab.ladder.optimizers import EpochRate
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOTS = [

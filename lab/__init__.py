@@ -1,0 +1,1 @@
+"""Everything beyond DavidNet; attaches to the four files at the root from outside."""

@@ -1,0 +1,1 @@
+"""A tool: measures our step and input against rivals on the CPU."""

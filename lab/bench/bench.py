@@ -1,0 +1,633 @@
+"""Measures a training step beside its rivals on this machine's CPU, in one run, taking turns.
+
+    python -m lab.bench.bench --out bench.json              # about 16 minutes on two cores; nothing else should run
+    python -m lab.bench.bench --sections steps --rounds 5
+    python -m lab.bench.bench --only ours-host,pytorch      # two candidates
+    python -m lab.bench.bench --scaling --out scaling.json  # images, batch, threads; time to the first step
+    python -m lab.bench.bench --network speedrun --sections steps,update --rounds 10
+    python -m lab.bench.bench --quick                       # tiny sizes, to see that it works; a minute or two
+
+The candidates (lab/bench/rivals.py) wait in processes of their own for their turns. First each does two steps that do
+not count: compiling and warming up. Then come the rounds, in each of which every candidate has one turn. A
+turn begins with a step that does not count either: the others have had its memory and caches. Short steps are
+repeated until a turn takes three seconds.
+Rates are medians over the rounds, with the lowest and highest. A ratio is taken within each round, and so is
+the share of the limit: the best sgemm of the same run over the step's GFLOP an image (of direct convolutions;
+Winograd's need fewer, so the share may pass 100 %).
+"""
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lab.base.errors import Parser, UserError
+from lab.bench import rivals
+from lab.bench import tables as benchtables
+from lab.machine import memory
+from lab.runs import record
+
+NOISY_SPREAD = 0.25  # (highest - lowest) / median
+NOISY_LOAD = 0.5  # processes running before the start
+IMAGES, TEST_IMAGES = 50_000, 1_000
+QUICK = {"rounds": 2, "batch_size": 32, "width": 8, "images": 256, "test_images": 64}
+SCALED_IMAGES, SCALED_BATCHES, SCALED_THREADS = (2_000, 10_000, 50_000), (128, 256, 512, 1024, 2048), (1, 2)
+TURN_SECONDS = 3.0  # a turn takes at least so long, unless --quick
+SPARE_GIB = 1.0  # of memory, to be left beside the workers
+INTERRUPTED = 130  # exit code after Ctrl-C, as the shell's own
+
+
+# ---- statistics --------------------------------------------------------------------------------------------
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def spread(values: Sequence[float]) -> float:
+    """(highest - lowest) / median."""
+    return (max(values) - min(values)) / statistics.median(values)
+
+
+def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    """values / others, round by round."""
+    return [value / other for value, other in zip(values, others, strict=True)]
+
+
+def noise(seconds: Sequence[float], load: float) -> str:
+    """Why a candidate's figure is not to be quoted, '' if it is.
+
+    Args:
+        seconds: of each round.
+        load: the machine's load average over the minute before the start.
+    """
+    reasons = []
+    if len(seconds) < 2:
+        reasons.append("one round only")
+    if spread(seconds) > NOISY_SPREAD:
+        reasons.append(f"spread {spread(seconds):.0%}, limit {NOISY_SPREAD:.0%}")
+    if load > NOISY_LOAD:
+        reasons.append(f"load {load:.2f} before the start, limit {NOISY_LOAD}")
+    return "; ".join(reasons)
+
+
+# ---- the processes -----------------------------------------------------------------------------------------
+
+
+class WorkerFailedError(Exception):
+    """A candidate could not be built or run; the message says why in one line."""
+
+
+class Worker:
+    """A process that builds and runs candidates. It sleeps until it is asked.
+
+    Args:
+        process: which one of rivals.PROCESSES.
+        network: whose candidates.
+        task: the sizes.
+        threads: processors it may use; 0 for all.
+    """
+
+    def __init__(self, process: str, network: str, task: rivals.Task, threads: int = 0) -> None:
+        sizes = ["--batch-size", str(task.batch_size), "--width", str(task.width), "--data", str(task.data)]
+        # Closed by `close`: it lives as long as the process that writes to it.
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.started = time.monotonic()
+        with _processors(threads):
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "lab.bench.bench", "--worker", "--network", network, *sizes],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                text=True,
+                env=os.environ | rivals.PROCESSES[process],
+            )
+
+    def ask(self, name: str, count: int = 0) -> dict[str, Any]:
+        """Has the candidate do its work `count` times, or be built if 0; what `serve` answers.
+
+        Raises: WorkerFailedError if it cannot.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # why it has ended is found out below
+            self.process.stdin.write(f"{name} {count}\n")
+            self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            last = [text.strip() for text in self.errors if text.strip()][-1:] or ["no message"]
+            raise WorkerFailedError(f"its process ended with code {self.process.wait()}: {last[0]}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise WorkerFailedError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """Ends the process and waits for its memory to be free again."""
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+
+@contextlib.contextmanager
+def _processors(threads: int) -> Iterator[None]:
+    """Within it, this process and those it starts may use so many processors; 0 for all."""
+    if not threads:
+        yield
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise UserError("this system cannot hold a process to some processors; run on Linux")
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:threads])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def serve(network: str, task: rivals.Task) -> int:
+    """The worker's side: answers each line 'CANDIDATE COUNT' with a line of JSON. Ends with its input."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print does not get between the answers
+    table = rivals.candidates(network)
+    runs: dict[str, rivals.Run] = {}
+    processor = time.process_time()
+    for line in sys.stdin:
+        name, count = line.split()
+        idle = time.process_time() - processor
+        try:
+            answer: dict[str, Any] = {}
+            with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+                file.write("5")  # the peak of memory starts anew (man 5 proc)
+            start = time.perf_counter()
+            if int(count):
+                runs[name](int(count))
+            else:
+                importlib.import_module(table[name].module)
+                answer["import_seconds"] = time.perf_counter() - start
+                runs[name], answer["units"] = table[name].build(task)
+            answer |= {"seconds": time.perf_counter() - start, "idle_processor_seconds": idle, **_memory()}
+        except Exception as error:  # whatever it is, the others go on and the table says it
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        processor = time.process_time()
+        print(json.dumps(answer), file=answers, flush=True)
+    return 0
+
+
+def _memory() -> dict[str, float | None]:
+    """GiB that this process has held at most in this turn, and holds; None where the system is silent."""
+    path = "/proc/self/status"
+    return {"peak_gib": memory.proc_gib(path, "VmHWM:"), "resident_gib": memory.proc_gib(path, "VmRSS:")}
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------
+
+
+def prepare(worker: Worker, name: str) -> dict[str, Any]:
+    """Has the candidate built, and do the two steps that do not count.
+
+    Returns:
+        Seconds of each part; `units` of one step; `peak_gib`, the memory until now; and `given_back_gib`, the
+        memory that it will ask for again at its turn.
+    """
+    ready = worker.ask(name)
+    first = worker.ask(name, 1)
+    until_first = time.monotonic() - worker.started
+    second = worker.ask(name, 1)
+    return {
+        "units": ready["units"],
+        "import_seconds": ready["import_seconds"],
+        "build_seconds": ready["seconds"] - ready["import_seconds"],
+        "first_step_seconds": first["seconds"],
+        "start_to_first_step_seconds": until_first,
+        "peak_gib": _highest([ready, first, second]),
+        "given_back_gib": second["peak_gib"] - second["resident_gib"] if second["peak_gib"] else 0.0,
+    }
+
+
+def _highest(answers: Sequence[dict[str, Any]]) -> float | None:
+    return max((answer["peak_gib"] for answer in answers if answer["peak_gib"] is not None), default=None)
+
+
+def measure(
+    names: Sequence[str], network: str, task: rivals.Task, rounds: int, steps: int, least: float
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Measures the candidates in turns.
+
+    Args:
+        names: in the order of their turns.
+        network, task: what is trained, and the sizes.
+        rounds: how many turns each has.
+        steps: how often a candidate does its work in one turn.
+        least: seconds; where the steps take less, they are repeated.
+
+    Returns:
+        What was found of each candidate, `samples` being the worker's answers; and why others are left out.
+
+    Raises:
+        UserError: if the memory does not suffice for all at once.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    workers: dict[str, Worker] = {}
+    left_out: dict[str, str] = {}
+    table = rivals.candidates(network)
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            process = table[name].process
+            if reason := rivals.missing(table[name]):
+                left_out[name] = reason
+                continue
+            say(f"preparing {name}: {table[name].about}")
+            if process not in workers:
+                worker = Worker(process, network, task)
+                workers[process] = stack.enter_context(contextlib.closing(worker))
+            try:
+                found[name] = prepare(workers[process], name) | {"samples": []}
+            except WorkerFailedError as failure:
+                left_out[name] = str(failure)
+            _check_memory(found)
+        for turn in range(rounds):
+            say(f"round {turn + 1} of {rounds}")
+            for name in list(found):
+                try:
+                    worker = workers[table[name].process]
+                    found[name]["samples"].append(_turn(worker, name, steps, least))
+                except WorkerFailedError as failure:
+                    left_out[name] = str(failure)
+                    del found[name]
+    return found, left_out
+
+
+def _turn(worker: Worker, name: str, steps: int, least: float) -> dict[str, Any]:
+    """What the worker answers of `steps` steps, repeated until they have taken `least` seconds.
+
+    `seconds` are of one repetition, `repeats` says how many there were, and `settling_seconds` is the uncounted
+    step's before them.
+    """
+    first = worker.ask(name, 1)
+    repeats = max(1, math.ceil(least / (steps * first["seconds"])))
+    answer = worker.ask(name, steps * repeats)
+    return answer | {
+        "seconds": answer["seconds"] / repeats,
+        "repeats": repeats,
+        "settling_seconds": first["seconds"],
+        "idle_processor_seconds": first["idle_processor_seconds"],  # the second question followed at once
+        "peak_gib": _highest([first, answer]),
+    }
+
+
+def _check_memory(found: dict[str, dict[str, Any]]) -> None:
+    """Raises UserError if the candidates would not have the memory for their turns."""
+    free = memory.available_gib()
+    needed = SPARE_GIB + max((values["given_back_gib"] for values in found.values()), default=0.0)
+    if free is not None and free < needed:
+        raise UserError(
+            f"{free:.1f} GiB of memory are left beside {', '.join(found)}, and {needed:.1f} are needed; "
+            "measure fewer at once with --only"
+        )
+
+
+def rows(
+    found: dict[str, dict[str, Any]], network: rivals.Network, task: rivals.Task, steps: int, load: float
+) -> list[dict[str, Any]]:
+    """The table: one row a candidate, with every sample.
+
+    Args:
+        found: from `measure`.
+        network, task, steps: what was measured.
+        load: load average before the start.
+    """
+    table = rivals.COMMON | dict(network.candidates)
+    rates = {
+        name: [steps * values["units"] / sample["seconds"] for sample in values["samples"]]
+        for name, values in found.items()
+    }
+    limit = limit_rates(rates, network.gflop(task.width))
+    result = []
+    for name, values in found.items():
+        candidate, seconds = table[name], [sample["seconds"] for sample in values["samples"]]
+        beside = rates.get(candidate.beside)
+        result.append(
+            {
+                "name": name,
+                "section": candidate.section,
+                "about": candidate.about,
+                "unit": candidate.unit,
+                "units_per_step": values["units"],
+                "rate": summary(rates[name]),
+                "times_as_fast": {candidate.beside: summary(ratios(beside, rates[name]))} if beside else {},
+                "share_of_limit": summary(ratios(rates[name], limit))
+                if limit and candidate.section == "steps"
+                else None,
+                "noisy": noise(seconds, load),
+                "build_seconds": values["build_seconds"],
+                "compile_seconds": max(
+                    0.0, values["first_step_seconds"] - statistics.median(seconds) / steps
+                ),
+                "peak_gib": _highest(values["samples"]),
+                "process": candidate.process,
+                "environment": rivals.PROCESSES[candidate.process],
+                "seconds": seconds,
+                "repeats": [sample["repeats"] for sample in values["samples"]],
+                "settling_seconds": [sample["settling_seconds"] for sample in values["samples"]],
+                "idle_processor_seconds": [sample["idle_processor_seconds"] for sample in values["samples"]],
+            }
+        )
+    return result
+
+
+def limit_rates(rates: dict[str, list[float]], gflop: float) -> list[float]:
+    """Images/s in each round at the speed of the best sgemm (by median); [] if none was measured.
+
+    Args:
+        rates: of every candidate and round; GFLOP/s for the sgemms.
+        gflop: of a training step, an image.
+    """
+    products = [values for name, values in rates.items() if name.startswith("sgemm")]
+    best = max(products, key=statistics.median, default=[])
+    return [value / gflop for value in best]
+
+
+def scaling_sizes(batch_size: int, cores: int, *, quick: bool) -> list[tuple[int, int, int]]:
+    """(images, batch size, threads) of each row: one of the three varies at a time.
+
+    Args:
+        batch_size: the network's.
+        cores: the machine's.
+        quick: two tiny sizes instead.
+    """
+    if quick:
+        tiny = QUICK["images"], QUICK["batch_size"]
+        return [(*tiny, threads) for threads in sorted({1, cores})]
+    sizes = [(images, batch_size, cores) for images in SCALED_IMAGES]
+    sizes += [(SCALED_IMAGES[1], batch, cores) for batch in SCALED_BATCHES if batch != batch_size]
+    return sizes + [(SCALED_IMAGES[1], batch_size, threads) for threads in SCALED_THREADS if threads < cores]
+
+
+def scale(
+    network: str, width: int, rounds: int, folder: Path, load: float, *, quick: bool
+) -> list[dict[str, Any]]:
+    """The scaling tables, of our step: one process after another, `rounds` single steps each.
+
+    Args:
+        network, width: what is trained.
+        rounds: steps that count.
+        folder: for the images.
+        load: load average before the start.
+        quick: tiny sizes.
+    """
+    sizes = scaling_sizes(rivals.NETWORKS[network].batch_size, record.hardware()["cores"], quick=quick)
+    name = rivals.NETWORKS[network].ours[0]
+    result = []
+    for images, batch_size, threads in sizes:
+        size = f"{images} images, batch {batch_size}, threads {threads}"
+        say(f"starting {name}: {size}")
+        task = rivals.Task(batch_size, width, folder / f"images-{images}.npz")
+        if not task.data.exists():
+            rivals.make_images(task.data, images, TEST_IMAGES)
+        with contextlib.closing(Worker("ours", network, task, threads)) as worker:
+            try:
+                values = prepare(worker, name)
+                samples = [worker.ask(name, 1) for _ in range(rounds)]
+            except WorkerFailedError as failure:
+                raise UserError(f"{name}, {size}: {failure}") from None
+        seconds = [sample["seconds"] for sample in samples]
+        result.append(
+            {
+                "name": size,
+                "images": images,
+                "batch_size": batch_size,
+                "threads": threads,
+                "step_seconds": summary(seconds),
+                "images_per_second": batch_size / statistics.median(seconds),
+                "peak_gib": _highest([values, *samples]),
+                "noisy": noise(seconds, load),
+                "import_seconds": values["import_seconds"],
+                "build_seconds": values["build_seconds"],
+                "first_step_seconds": values["first_step_seconds"],
+                "start_to_first_step_seconds": values["start_to_first_step_seconds"],
+                "seconds": seconds,
+            }
+        )
+    return result
+
+
+# ---- reporting ---------------------------------------------------------------------------------------------
+
+
+def say(text: str = "") -> None:
+    """A line on stdout, at once."""
+    print(text, flush=True)
+
+
+def remarks(result: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Figures that join rows: the device path's augmentation as a share of its step; the idle workers' work.
+
+    Args:
+        result: from `rows`.
+    """
+    by_name = {row["name"]: row for row in result}
+    values = {}
+    if {"augmentation", "ours-device"} <= by_name.keys():
+        step, alone = by_name["ours-device"]["rate"], by_name["augmentation"]["rate"]
+        values["augmentation_share_of_step"] = step["median"] / alone["median"]
+    busy = sum(
+        seconds * repeats
+        for row in result
+        for seconds, repeats in zip(row["seconds"], row["repeats"], strict=True)
+    )
+    idle = sum(sum(row["idle_processor_seconds"]) for row in result)
+    values["idle_processor_seconds_per_second"] = idle / busy
+    return values
+
+
+def verdict(
+    result: Sequence[dict[str, Any]], load: float, failed: Sequence[str] = (), *, quick: bool = False
+) -> list[str]:
+    """Why the figures are not fit to be quoted, one reason an entry; none if they are.
+
+    Args:
+        result: from `rows` or `scale`.
+        load: load average before the start.
+        failed: candidates that should have run and did not.
+        quick: whether the sizes are --quick's.
+    """
+    reasons = ["the sizes are --quick's"] if quick else []
+    if load > NOISY_LOAD:
+        reasons.append(f"the load average before the start was {load:.2f}, above {NOISY_LOAD}")
+    if failed:
+        reasons.append(f"failed: {', '.join(failed)}")
+    noisy = [row["name"] for row in result if noise(row["seconds"], 0.0)]
+    if noisy:
+        reasons.append(f"noisy: {', '.join(noisy)}")
+    return reasons if result else [*reasons, "nothing was measured"]
+
+
+# ---- the command -------------------------------------------------------------------------------------------
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--network", default="davidnet", help=f"one of {', '.join(rivals.NETWORKS)} (default: %(default)s)")
+    add(
+        "--sections",
+        default=",".join(benchtables.SECTIONS),
+        help="which tables, with commas (default: %(default)s)",
+    )
+    add("--only", default="", help="which candidates, with commas (default: the usual ones of the sections)")
+    add("--rounds", type=int, help="turns of each candidate (default: 3)")
+    add("--steps", type=int, default=1, help="steps in a turn (default: %(default)s)")
+    add("--batch-size", type=int, help="images a step (default: the network's)")
+    add("--width", type=int, help="filters of the first convolution (default: the network's)")
+    add("--scaling", action="store_true", help="the scaling tables instead; about 20 minutes")
+    add("--quick", action="store_true", help="tiny sizes, to see that it works")
+    add("--out", type=Path, help="file for everything as JSON")
+    add("--worker", action="store_true", help=argparse.SUPPRESS)
+    add("--data", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    for name in ("rounds", "steps", "batch_size", "width"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} is below 1; give at least 1")
+    if options.batch_size is not None and options.batch_size > IMAGES:
+        raise UserError(f"--batch-size {options.batch_size} is above the {IMAGES} images; lower it")
+    return options
+
+
+def choose(network: str, sections: str, only: str) -> list[str]:
+    """The candidates' names, in order. `sections` and `only` are lists with commas; `only` goes first.
+
+    Raises: UserError for a name that is not there.
+    """
+    table = rivals.candidates(network)
+    for given, known, flag in (
+        (sections, benchtables.SECTIONS, "--sections"),
+        (only, tuple(table), "--only"),
+    ):
+        for name in filter(None, given.split(",")):
+            if name not in known:
+                raise UserError(f"{flag} {name!r} is not known; choose from {', '.join(known)}")
+    if only:
+        return [name for name in table if name in only.split(",")]
+    wanted = sections.split(",")
+    return [name for name, candidate in table.items() if candidate.usual and candidate.section in wanted]
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write --out {out}: {error.strerror}; try another file") from None
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give a file")
+
+
+def _versions() -> dict[str, str]:
+    found = record.versions()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["torch"] = importlib.metadata.version("torch")
+    return found
+
+
+def bench(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures, prints the tables and returns what --out holds."""
+    names = choose(options.network, options.sections, options.only)
+    network = rivals.NETWORKS[options.network]
+    sizes = {"rounds": 3, "batch_size": network.batch_size, "width": network.width}
+    sizes |= {"images": IMAGES, "test_images": TEST_IMAGES} | (QUICK if options.quick else {})
+    sizes |= {name: value for name, value in vars(options).items() if name in sizes and value is not None}
+    load = os.getloadavg()
+    result: dict[str, Any] = {
+        "network": options.network,
+        "quick": options.quick,
+        "steps_per_turn": options.steps,
+    }
+    result |= sizes | {"gflop_per_image": network.gflop(sizes["width"])}
+    result |= {"hardware": record.hardware(), "versions": _versions(), "load_average": {"start": list(load)}}
+    hardware = result["hardware"]
+    say(f"{hardware['processor']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB")
+    say(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
+    say(f"load average before the start: {load[0]:.2f} (1 minute), {load[1]:.2f} (5), {load[2]:.2f} (15)")
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        if options.scaling:
+            result["scaling"] = scale(
+                *(options.network, sizes["width"], sizes["rounds"], Path(folder), load[0]),
+                quick=options.quick,
+            )
+            say(benchtables.scaling(result["scaling"]))
+        else:
+            task = rivals.Task(sizes["batch_size"], sizes["width"], Path(folder) / "images.npz")
+            rivals.make_images(task.data, max(sizes["images"], task.batch_size), sizes["test_images"])
+            least = 0.0 if options.quick else TURN_SECONDS
+            found, result["left_out"] = measure(
+                names, options.network, task, sizes["rounds"], options.steps, least
+            )
+            result["failed"] = [
+                name
+                for name in result["left_out"]
+                if not rivals.missing(rivals.candidates(options.network)[name])
+            ]
+            result["rows"] = rows(found, network, task, options.steps, load[0])
+            say(benchtables.rows(result["rows"]))
+            for name, reason in result["left_out"].items():
+                say(f"{name:<18} left out: {reason}")
+    return result | _conclude(result, load[0])
+
+
+def _conclude(result: dict[str, Any], load: float) -> dict[str, Any]:
+    """Prints the last lines; returns what they say."""
+    table = result.get("rows", [])
+    values = remarks(table) if table else {}
+    say()
+    if "augmentation_share_of_step" in values:
+        say(f"augmentation on the device: {values['augmentation_share_of_step']:.2%} of ours-device's step")
+    if table:
+        idle = values["idle_processor_seconds_per_second"]
+        setting = f"OMP_WAIT_POLICY={rivals.PROCESSES['pytorch']['OMP_WAIT_POLICY']}"
+        say(f"the workers that waited took {idle:.2%} of a core (PyTorch's have {setting})")
+    end = os.getloadavg()
+    say(f"load average at the end, with this run's own work: {end[0]:.2f}")
+    reasons = verdict(result.get("scaling", table), load, result.get("failed", ()), quick=result["quick"])
+    if reasons:
+        say(f"NOT FIT TO BE QUOTED: {'; '.join(reasons)}")
+    averages = result["load_average"] | {"end": list(end)}
+    return {"remarks": values, "load_average": averages, "fit_to_quote": not reasons, "reasons": reasons}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
+    try:
+        options = _parse(arguments)
+        if options.worker:
+            return serve(options.network, rivals.Task(options.batch_size, options.width, options.data))
+        if options.out is not None:
+            _check_writable(options.out)  # now, and not when all is measured
+        result = bench(options)
+        if options.out is not None:
+            record.write_whole(options.out, json.dumps(result, indent=2, allow_nan=False) + "\n")
+            say(f"wrote {options.out}")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

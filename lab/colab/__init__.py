@@ -1,0 +1,1 @@
+"""A tool: makes the notebook and the cell for Colab."""

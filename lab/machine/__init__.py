@@ -1,0 +1,1 @@
+"""What computes: devices, memory, CPU kernels, data on the device."""

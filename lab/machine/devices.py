@@ -1,0 +1,346 @@
+"""From the name of a device to a distribution strategy and a precision, decided when a run starts.
+
+    python -m lab.machine.devices                                # what there is, what a run would take, what is wrong
+    python -m lab.machine.devices --device tpu --batch-size 512  # exit 2 if it is missing or the batch does not divide
+
+Tested: one CPU, several logical CPU devices, two CPU processes on one machine. Written from TensorFlow's
+documentation and not yet tried on the hardware: GPUs, TPUs, SLURM.
+"""
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; read at its import
+
+import tensorflow as tf
+
+from lab.base import console
+from lab.base.errors import Parser, UserError, ends_in_a_line
+from lab.machine import preflight
+
+DEVICES = ("auto", "cpu", "gpu", "tpu")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+BFLOAT16_FROM = (8, 0)  # compute capability: Ampere, the first with bfloat16 tensor cores
+# What TensorFlow raises where a TPU is missing: its own errors, and those of the search for one by name.
+_TPU_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, OSError, ImportError)
+# What the operations between workers raise where one is gone: as its connection breaks, or as it is missed.
+_LOST_ERRORS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+)
+LOST_WORKER = 4  # exit code
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a run trains: the strategy, the kind of device (cpu, gpu or tpu), and why it was chosen.
+
+    `workers` is the number of processes that train together; this one is number `worker`, from 0. Number 0
+    writes the results.
+    """
+
+    strategy: tf.distribute.Strategy
+    kind: str
+    reason: str
+    workers: int = 1
+    worker: int = 0
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the network that each take a share of the batch, over all workers."""
+        return int(self.strategy.num_replicas_in_sync)
+
+
+def choose(device: str, *, tpu: str = "", logical_devices: int = 0) -> Placement:
+    """The strategy for `device`: auto, cpu, gpu or tpu.
+
+    Several workers, where TF_CONFIG or SLURM describes them, come first; then auto takes a TPU, else GPUs,
+    else the CPU. Call it before anything else that uses TensorFlow's devices: workers and logical devices can
+    only be set up before it starts.
+
+    Args:
+        device: what to train on.
+        tpu: name or address of a TPU, as TPUClusterResolver takes it; "" for this machine's own.
+        logical_devices: split the CPU into so many devices, each with a replica; 0 leaves it whole.
+
+    Raises:
+        UserError: if the device asked for is not there, TF_CONFIG is wrong, or the values do not go together.
+    """
+    if device not in DEVICES:
+        raise UserError(f"--device {device!r} is not known; choose from {', '.join(DEVICES)}")
+    if tpu and device not in ("auto", "tpu"):
+        raise UserError(f"--tpu {tpu} does not go with --device {device}; use --device tpu")
+    resolver = _cluster(device)
+    if logical_devices:
+        return _logical(device, logical_devices, tpu, resolver is not None)
+    if resolver is not None:
+        return _workers(device, tpu, resolver)
+    reason = "asked for"
+    if device in ("auto", "tpu"):
+        found = _tpu(tpu, wanted=device == "tpu" or bool(tpu))
+        if isinstance(found, Placement):
+            return found
+        reason = found
+    names = [gpu.name for gpu in tf.config.list_logical_devices("GPU")] if device in ("auto", "gpu") else []
+    if names:
+        strategy = (
+            tf.distribute.MirroredStrategy(names) if names[1:] else tf.distribute.OneDeviceStrategy(names[0])
+        )
+        return Placement(strategy, "gpu", f"{len(names)} GPU{'s' * (len(names) > 1)} found")
+    if device == "gpu":
+        raise UserError(f"--device gpu: TensorFlow sees no GPU; {preflight.gpu_remedy(preflight.gather())}")
+    return Placement(tf.distribute.OneDeviceStrategy("/cpu:0"), "cpu", reason)
+
+
+# ---- TPU ---------------------------------------------------------------------------------------------------
+
+
+def _tpu(name: str, *, wanted: bool) -> Placement | str:
+    """The placement on a TPU, or why there is none. Raises UserError if it was `wanted` and is not there."""
+    facts = preflight.gather()
+    if not (wanted or facts.tpus or "tensorflow-tpu" in facts.packages):
+        return "no TPU or GPU found"
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name or "local")
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        strategy = tf.distribute.TPUStrategy(resolver)
+    except _TPU_ERRORS as error:
+        remedy = preflight.tpu_remedy(facts, str(error))
+        if name and "tensorflow-tpu" in facts.packages:
+            remedy = (
+                f"no TPU called {name} answers ({str(error)[:150]}); leave --tpu out for this machine's own"
+            )
+        if wanted:
+            raise UserError(f"--device tpu: {remedy}") from None
+        return remedy
+    cores = strategy.num_replicas_in_sync
+    return Placement(strategy, "tpu", f"{cores} TPU core{'s' * (cores > 1)} found")
+
+
+# ---- several replicas on a CPU -----------------------------------------------------------------------------
+
+
+def _logical(device: str, count: int, tpu: str, clustered: bool) -> Placement:
+    """`count` replicas on one CPU, for trying out on a laptop what several devices do."""
+    if count < 0:
+        raise UserError(f"--logical-devices {count} is negative; give 0 or more")
+    if device in ("gpu", "tpu") or tpu:
+        raise UserError(f"--logical-devices {count} splits a CPU; use --device cpu")
+    if clustered:
+        raise UserError(
+            f"--logical-devices {count} is for one process; unset TF_CONFIG, or leave the flag out"
+        )
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    parts = [tf.config.LogicalDeviceConfiguration()] * count
+    try:
+        tf.config.set_logical_device_configuration(cpu, parts)
+        names = [entry.name for entry in tf.config.list_logical_devices("CPU")]
+    except RuntimeError:  # TensorFlow has started; a second run in a notebook may find what it needs
+        names = [entry.name for entry in tf.config.list_logical_devices("CPU")]
+    if len(names) < count:
+        raise UserError(
+            f"--logical-devices {count} comes too late: TensorFlow has started with {len(names)}; "
+            "start Python anew (in a notebook: restart the runtime)"
+        )
+    several = tf.distribute.MirroredStrategy(names[:count]) if count > 1 else None
+    strategy = several or tf.distribute.OneDeviceStrategy(names[0])
+    return Placement(strategy, "cpu", f"one CPU split into {count}" if count > 1 else "asked for")
+
+
+# ---- several workers ---------------------------------------------------------------------------------------
+
+
+def _workers(device: str, tpu: str, resolver: Any) -> Placement:
+    """All GPUs of each worker, or each one's CPU."""
+    if device == "tpu" or tpu:
+        raise UserError(
+            "--device tpu does not go with TF_CONFIG or SLURM workers; unset TF_CONFIG, or use srun -n 1"
+        )
+    gpus = [] if device == "cpu" else tf.config.list_physical_devices("GPU")
+    if device == "gpu" and not gpus:
+        raise UserError(f"--device gpu: this worker sees no GPU; {preflight.gpu_remedy(preflight.gather())}")
+    jobs = resolver.cluster_spec().as_dict()
+    count = sum(len(hosts) for hosts in jobs.values())
+    number = resolver.task_id + (len(jobs.get("chief", ())) if resolver.task_type == "worker" else 0)
+    console.say(f"worker {number}, waiting until all {count} are there")
+    try:
+        if not gpus:  # the strategy would take them of itself
+            tf.config.set_visible_devices([], "GPU")
+        with workers_in_sight():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except RuntimeError as error:
+        raise UserError(
+            f"the workers cannot be joined: {error}; start Python anew and train first of all"
+        ) from None
+    return Placement(strategy, "gpu" if gpus else "cpu", f"worker {number} of {count}", count, number)
+
+
+@contextlib.contextmanager
+def workers_in_sight() -> Iterator[None]:
+    """Within it, TensorFlow's error at the loss of another worker is a UserError with exit code LOST_WORKER.
+
+    TensorFlow notices a process that is gone at once, by its connection, or within half a minute, by its
+    heartbeat. With a single worker nothing changes.
+    """
+    try:
+        yield
+    except _LOST_ERRORS as error:
+        if not several_workers():
+            raise
+        gone = re.findall(r"^/job:\w+/replica:\d+/task:(\d+)$", str(error), flags=re.MULTILINE)
+        which = f"worker {', '.join(sorted(set(gone)))}" if gone else "another worker"
+        raise UserError(
+            f"{which} is gone, so this one ends; see what it said last, then start all workers again",
+            exit_code=LOST_WORKER,
+        ) from None
+
+
+def several_workers() -> bool:
+    """Whether TF_CONFIG or SLURM describes more than one."""
+    if os.environ.get("TF_CONFIG", "").strip():
+        return check_tf_config(os.environ["TF_CONFIG"])
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    return tasks.isdigit() and int(tasks) > 1
+
+
+def _cluster(device: str) -> Any:
+    """TensorFlow's resolver of the workers that TF_CONFIG or SLURM describes, or None for a single one."""
+    if not several_workers():
+        return None
+    if os.environ.get("TF_CONFIG", "").strip():
+        return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    tasks = os.environ["SLURM_STEP_NUM_TASKS"]
+    # On CPUs the resolver would divide by the number of GPUs: let it count one pretended GPU a task.
+    gpus = preflight.has_nvidia() and device != "cpu"
+    pretended = {} if gpus else {"gpus_per_node": int(tasks), "gpus_per_task": 1, "auto_set_gpu": False}
+    try:
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(**pretended)
+        resolver.cluster_spec()  # sets task_id, and which GPUs this task sees
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f"SLURM's variables do not describe the workers: {error}; start the run with srun"
+        ) from None
+    return resolver
+
+
+def check_tf_config(text: str) -> bool:
+    """Whether a TF_CONFIG describes several workers.
+
+    Raises:
+        UserError: if it is no JSON, or not what TensorFlow's guide to multi-worker training asks for.
+    """
+    example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"TF_CONFIG is no JSON ({error}); unset it, or set it like {example}") from None
+    cluster = config.get("cluster", {}) if isinstance(config, dict) else None
+    task = config.get("task", {}) if isinstance(config, dict) else None
+    if not isinstance(cluster, dict) or not isinstance(task, dict):
+        raise UserError(f"TF_CONFIG has no cluster and task; unset it, or set it like {example}")
+    if not cluster:
+        return False
+    others = set(cluster) - {"chief", "worker"}
+    if others:
+        raise UserError(f"TF_CONFIG names {', '.join(sorted(others))}; only workers train here: {example}")
+    for hosts in cluster.values():
+        if not isinstance(hosts, list) or not all(isinstance(host, str) and ":" in host for host in hosts):
+            raise UserError(
+                f"TF_CONFIG lists {hosts!r}, which is no list of host:port; set it like {example}"
+            )
+    kind, index = task.get("type"), task.get("index")
+    if kind not in cluster or type(index) is not int or not 0 <= index < len(cluster[kind]):
+        raise UserError(f"TF_CONFIG's task {task!r} is not one of its cluster; set it like {example}")
+    return sum(map(len, cluster.values())) > 1
+
+
+# ---- precision and batch -----------------------------------------------------------------------------------
+
+
+def choose_precision(precision: str, kind: str) -> str:
+    """`precision`, with auto resolved: float32 on CPUs, bfloat16 on TPUs and on GPUs of capability 8 or more.
+
+    Older GPUs get float16, with loss scaling (lab/ladder/finite.py); those whose capability is not known, float32.
+    """
+    if precision != "auto":
+        return precision
+    capabilities = [gpu.capability for gpu in preflight.gather().gpus] if kind == "gpu" else []
+    return auto_precision(kind, capabilities)
+
+
+def auto_precision(kind: str, capabilities: list[tuple[int, int]]) -> str:
+    """The precision for a kind of device; for gpu, that which all of these compute capabilities can do."""
+    if kind == "tpu":
+        return "bfloat16"
+    oldest = min(capabilities, default=(0, 0))
+    if kind != "gpu" or oldest == (0, 0):
+        return "float32"
+    return "bfloat16" if oldest >= BFLOAT16_FROM else "float16"
+
+
+def check_batch(batch_size: int, replicas: int) -> None:
+    """Raises UserError, with the nearest batch sizes that would do, if the batch does not divide."""
+    remedy = preflight.batch_remedy(batch_size, replicas)
+    if remedy:
+        raise UserError(remedy)
+
+
+def check_groups(groups: int, replicas: int) -> None:
+    """Raises UserError if groups of batch norm cannot be spread evenly over the replicas."""
+    if groups % replicas:
+        near = max(1, round(groups / replicas)) * replicas
+        raise UserError(f"--ghost-groups {groups} is not divisible by {replicas} replicas; try {near}")
+
+
+# ---- python -m lab.machine.devices -------------------------------------------------------------------------
+
+
+def _parser() -> Parser:
+    parser = Parser(description="Says what a run would train on, and what is wrong.", allow_abbrev=False)
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--tpu", default="", metavar="NAME", help="name or address of a TPU")
+    parser.add_argument("--logical-devices", type=int, default=0, metavar="N", help="split the CPU into N")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser.add_argument(
+        "--batch-size", type=int, default=512, metavar="N", help="images a step, over all replicas"
+    )
+    return parser
+
+
+@ends_in_a_line
+def main(arguments: list[str] | None = None) -> int:
+    """The preflight; `arguments` are sys.argv's without the program. Returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        placement = choose(options.device, tpu=options.tpu, logical_devices=options.logical_devices)
+    finally:  # after it, since SLURM's resolver hides GPUs, which TensorFlow must not have listed before
+        facts = preflight.gather()
+        console.header(preflight.describe(facts))
+    replicas, kind = placement.replicas, placement.kind
+    # As in train_eager.py: the sum over replicas does not compile, except with a TPU's strategy.
+    jit = tf.test.is_built_with_xla() and (kind == "tpu" or replicas == 1)
+    chosen = {
+        "a run takes": f"{kind} ({placement.reason})",
+        "replicas": f"{replicas}",
+        "precision": choose_precision(options.precision, kind),
+        "XLA": "yes" if jit else "no",
+    }
+    console.header(chosen)
+    for line in preflight.findings(facts, kind, jit=jit):
+        console.say(f"note: {line}")
+    check_batch(options.batch_size, replicas)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Memory on a CPU: large pages for the step's buffers, giving back what is free, and whether a batch fits."""
+
+import contextlib
+import ctypes
+import os
+import platform
+import sys
+from pathlib import Path
+
+from lab.base import console
+from lab.base.errors import UserError
+
+TUNABLE = "glibc.malloc.hugetlb"  # glibc 2.35 and newer; 1: ask the kernel for huge pages with madvise
+EXHAUSTED = 6  # exit code
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def restart_with_huge_pages() -> None:
+    """Runs this same command again in this process, with glibc's allocator told to ask for huge pages.
+
+    TensorFlow takes its CPU buffers from malloc, which maps the large ones anew at every step, and the kernel
+    zeroes gigabytes 4 KiB at a time. With pages of 2 MiB that all but disappears. The allocator reads its
+    setting only as a process starts, hence the restart; call this before slow imports. Nothing happens in a
+    notebook, elsewhere than under glibc, or where the setting is made already.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if platform.libc_ver()[0] != "glibc" or TUNABLE in tunables or console.in_kernel():
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def give_back() -> None:
+    """Returns to the system what the allocator holds and does not use: after compiling, hundreds of MiB.
+
+    Nothing happens elsewhere than under glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def proc_gib(path: str, key: str) -> float | None:
+    """A size in Linux' /proc, in GiB: proc_gib("/proc/meminfo", "MemAvailable:"); None where there is none."""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.startswith(key):
+                return int(line.split()[1]) / 2**20  # from kB
+    return None
+
+
+def available_gib() -> float | None:
+    """Memory that this process may still take, in GiB: the system's, within the limit of its container.
+
+    None elsewhere than on Linux.
+    """
+    available = proc_gib("/proc/meminfo", "MemAvailable:")
+    if available is None:
+        return None
+    resident = proc_gib("/proc/self/status", "VmRSS:") or 0.0
+    return min([available, *(limit - resident for limit in _limits_gib())])
+
+
+def _limits_gib() -> list[float]:
+    """The limits of this process's control groups, version 2 or 1; a container sees its own as the root."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                root, name = (CGROUPS, "memory.max")
+                if controllers:
+                    root, name = CGROUPS / "memory", "memory.limit_in_bytes"
+                found += [root / path.lstrip("/") / name, root / name]
+    limits = []
+    for limit in found:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
+            limits.append(int(limit.read_text()) / 2**30)
+    return limits
+
+
+def check_batch(batch_size: int, image_bytes: int, unit: int) -> str:
+    """What to say of a batch that may not fit in memory; "" if it does, or if the system does not say.
+
+    A step needs about the outputs of all layers once: measured, 0.5 to 1.1 times (DavidNet's and the speedrun's).
+
+    Args:
+        batch_size: images.
+        image_bytes: of the outputs of all layers for one image.
+        unit: which the batch is to be a multiple of.
+
+    Raises:
+        UserError: if not even a third of that is available; it names a batch that fits.
+    """
+    available, needed = available_gib(), batch_size * image_bytes / 2**30
+    if available is None or needed <= available:
+        return ""
+    fits = max(unit, int(0.8 * available / needed * batch_size) // unit * unit)
+    about = f"--batch-size {batch_size} takes about {needed:.1f} GiB, {available:.1f} are available"
+    if needed <= 3 * available:
+        return f"{about}; if it does not fit, try --batch-size {fits}"
+    raise UserError(f"{about}; try --batch-size {fits}", exit_code=EXHAUSTED)

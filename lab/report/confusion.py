@@ -1,0 +1,171 @@
+"""What a network makes of its run's test set: accuracies, the confusion matrix, the worst mistakes."""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.base.errors import UserError
+from lab.images import load as data
+from lab.options import Settings
+from lab.runs import record
+
+if TYPE_CHECKING:  # it imports TensorFlow
+    from lab.runs.trained import Trained
+
+WORST = 24  # mistakes kept
+VIEWS = {"none": "one view", "flip": "two views", "six": "six views"}
+
+
+def probabilities(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The softmax of logits (N, classes)."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a network makes of a test set.
+
+    Args:
+        plain, viewed: its accuracy, 0 to 1, of one view and of the views asked for.
+        confusion: images by class (row) and predicted class (column), (classes, classes).
+        correct_plain: of each class, how many are right with one view, (classes,).
+        worst: indices of mistakes, the most probable ones first.
+        labels, predicted: of each image, (N,).
+        certainty: the probability of the predicted class, (N,).
+    """
+
+    plain: float
+    viewed: float
+    confusion: NDArray[np.int64]
+    correct_plain: NDArray[np.int64]
+    worst: NDArray[np.intp]
+    labels: NDArray[np.int32]
+    predicted: NDArray[np.intp]
+    certainty: NDArray[np.float64]
+
+
+def judge(plain: NDArray[Any], viewed: NDArray[Any], labels: NDArray[np.int32]) -> Evaluation:
+    """From the logits (N, classes) of one view, and of the views, and the labels (N,)."""
+    classes = plain.shape[1]
+    hits, predicted = plain.argmax(1) == labels, viewed.argmax(1)
+    certainty = probabilities(viewed).max(1)
+    mistakes = np.flatnonzero(predicted != labels)
+    return Evaluation(
+        plain=float(hits.mean()),
+        viewed=float((predicted == labels).mean()),
+        confusion=np.bincount(classes * labels + predicted, minlength=classes**2).reshape(classes, classes),
+        correct_plain=np.bincount(labels[hits], minlength=classes),
+        worst=mistakes[np.argsort(-certainty[mistakes], kind="stable")][:WORST],
+        labels=labels,
+        predicted=predicted,
+        certainty=certainty,
+    )
+
+
+def load_data(result: Mapping[str, Any], options: Settings, path: str | None) -> data.ImageSet:
+    """A run's own images: those it trained on, and its test part, or what it held out.
+
+    Args:
+        result: the run's result.json.
+        options: its hyperparameters.
+        path: see data.load; None or "" also for the synthetic images of a run on those.
+
+    Raises:
+        UserError: if they are others, or have other classes.
+    """
+    known = result["data"]
+    images = data.load(
+        path or ("synthetic" if known.get("synthetic") else None),
+        seed=options.seed,
+        limit_train=options.limit_train,
+        limit_test=options.limit_test,
+        holdout=options.holdout,
+    )
+    classes, sha256 = known.get("classes"), images.sha256()
+    if classes is not None and list(images.classes) != classes:
+        raise UserError(
+            f"--data: {images.source} has the classes {', '.join(images.classes)}, the run had "
+            f"{', '.join(map(str, classes))}; give the data it was trained on"
+        )
+    if sha256 != known.get("sha256"):
+        raise UserError(
+            f"--data: the images are not those of the run (sha256 {sha256[:12]}..., it had "
+            f"{str(known.get('sha256'))[:12]}...); give the data it was trained on"
+        )
+    return images
+
+
+def evaluate(run: "Trained", images: data.ImageSet) -> Evaluation:
+    """Classifies the test part, with one view and with the classifier's."""
+    views = run.classifier.description.views
+    plain = run.logits(images.test_images, "none")
+    viewed = plain if views == "none" else run.logits(images.test_images)
+    return judge(plain, viewed, images.test_labels)
+
+
+def evaluation_text(run: "Trained", images: data.ImageSet, found: Evaluation) -> str:
+    """The accuracies beside those that the run recorded, those of the classes, and the confusion matrix."""
+    views = run.classifier.description.views
+    count, result = len(images.test_labels), run.result
+    lines = [f"{count:,} {'validation' if run.options.holdout else 'test'} images of {images.source}"]
+    recorded = {run.options.tta: result.get("test_accuracy_tta")} | {"none": result.get("test_accuracy")}
+    for kind, accuracy in {"none": found.plain, views: found.viewed}.items():
+        known = recorded.get(kind)
+        beside = f"the run recorded {known:.4f}" if isinstance(known, float) else "not recorded"
+        lines.append(f"accuracy {accuracy:.4f} with {VIEWS[kind]} ({beside})")
+    return "\n".join([*lines, "", _class_table(run, found), "", _confusion_text(run, found.confusion)])
+
+
+def _class_table(run: "Trained", found: Evaluation) -> str:
+    classes, views = run.classifier.description.classes, run.classifier.description.views
+    longest = max(5, *map(len, classes))
+    columns = {"none": found.correct_plain, views: np.diag(found.confusion)}
+    lines = [f"{'class':<{longest}}  images" + "".join(f"  {VIEWS[kind]:>9}" for kind in columns)]
+    for label, name in enumerate(classes):
+        count = int(found.confusion[label].sum())
+        shares = (f"{hits[label] / count:.4f}" if count else "-" for hits in columns.values())
+        lines.append(f"{name:<{longest}}  {count:>6}" + "".join(f"  {share:>9}" for share in shares))
+    return "\n".join(lines)
+
+
+def _confusion_text(run: "Trained", confusion: NDArray[np.int64]) -> str:
+    classes = run.classifier.description.classes
+    longest = max(map(len, classes))
+    heads = [name[:5] for name in classes]
+    if len(set(heads)) < len(heads):  # too much alike
+        heads = [str(label) for label in range(len(classes))]
+    lines = ["rows: the class; columns: what it was taken for"]
+    lines.append(" " * longest + "".join(f"{head:>7}" for head in heads))
+    lines += [
+        f"{name:<{longest}}" + "".join(f"{n:>7}" for n in row)
+        for name, row in zip(classes, confusion, strict=True)
+    ]
+    return "\n".join(lines)
+
+
+def write_predictions(run: "Trained", images: data.ImageSet, found: Evaluation) -> Path:
+    """Writes predictions.json to the run's folder: classes, confusion and the worst mistakes with their images."""
+    import tensorflow as tf
+
+    mistakes = [
+        {
+            "index": int(index),
+            "label": int(found.labels[index]),
+            "predicted": int(found.predicted[index]),
+            "probability": float(found.certainty[index]),
+            "png": base64.b64encode(tf.io.encode_png(images.test_images[index]).numpy()).decode(),
+        }
+        for index in found.worst
+    ]
+    classes = list(run.classifier.description.classes)
+    content = {"classes": classes, "confusion": found.confusion.tolist(), "mistakes": mistakes}
+    path = run.folder / "predictions.json"
+    record.write_whole(path, json.dumps(content, indent=1) + "\n")
+    return path

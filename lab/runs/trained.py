@@ -1,0 +1,265 @@
+"""A finished run's network, from the folder the run left, as a Keras model that takes pixels.
+
+    >>> import trained
+    >>> run = trained.load("runs/davidnet-0-20261121-120000")
+    >>> run.classifier(images)    # uint8 (N, 32, 32, 3) -> logits float32 (N, classes)
+
+An exported model.keras is read by `tf.keras.models.load_model`, once `import trained` has made its class known.
+"""
+
+import contextlib
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lab import options as settings
+from lab.base.errors import UserError
+from lab.images import formats
+from lab.ladder import networks as model
+from lab.ladder.evaluation import view_logits
+from lab.ladder.layers import Style
+from lab.machine.augment import standardise
+from lab.options import Settings
+from lab.runs import record
+
+BATCH = 250  # images at once; a thousand of DavidNet's activations would take gigabytes
+HEADER = 4096  # bytes; more than NumPy writes before an array
+PIXELS = tf.TensorSpec([None, 32, 32, 3], tf.uint8, name="images")
+
+
+@dataclass(frozen=True)
+class Description:
+    """All that makes a classifier but its weights.
+
+    Args:
+        network, width, logit_scale, whiten: see model.make.
+        style: of its layers, in their plain form.
+        classes: their names.
+        mean, std: of the training set's channels, on the 0-1 scale.
+        views: of each image, whose logits are averaged; see evaluation.view_logits.
+    """
+
+    network: str
+    width: int
+    logit_scale: float
+    whiten: bool
+    style: Style
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    views: str
+
+
+@tf.keras.utils.register_keras_serializable(package="davidnet")
+class Classifier(tf.keras.Model):
+    """A network with what comes before and after it: uint8 (N, 32, 32, 3) to logits float32 (N, classes).
+
+    Standardises the pixels and averages the logits over the description's views. The logits are those of the loss,
+    the network's scale included: their softmax gives the probabilities. For prediction, not for training.
+    """
+
+    def __init__(self, description: Description) -> None:
+        super().__init__()
+        self.description = description
+        self.network = model.make(
+            description.network,
+            len(description.classes),
+            description.style,
+            width=description.width,
+            logit_scale=description.logit_scale,
+            whiten=description.whiten,
+        )
+        self.build([None, 32, 32, 3])
+
+    def build(self, input_shape: Any) -> None:
+        """Nothing is left to make; Keras wants to be told, before it saves or exports."""
+
+    def call(self, images: tf.Tensor) -> tf.Tensor:
+        return self.logits(images, self.description.views)
+
+    def logits(self, images: tf.Tensor, views: str) -> tf.Tensor:
+        """The same with other views."""
+        mean, std = np.array(self.description.mean), np.array(self.description.std)
+        return view_logits(self.network, standardise(images, mean, std), views)
+
+    def get_config(self) -> dict[str, Any]:
+        """The description as plain values, for a .keras file."""
+        values = asdict(self.description)
+        return values | {name: list(values[name]) for name in ("classes", "mean", "std")}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Classifier":
+        known = {name: config[name] for name in Description.__annotations__}
+        tuples = {name: tuple(config[name]) for name in ("classes", "mean", "std")}
+        return cls(Description(**known | tuples | {"style": Style(**config["style"])}))
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A finished run: its folder, its result.json, its hyperparameters, its classifier."""
+
+    folder: Path
+    result: dict[str, Any]
+    options: Settings
+    classifier: Classifier
+
+    def logits(self, images: NDArray[np.uint8], views: str = "") -> NDArray[np.float32]:
+        """Of images uint8 (N, 32, 32, 3), batch by batch: (N, classes). `views` in place of the classifier's."""
+        views = views or self.classifier.description.views
+        step = tf.function(lambda batch: self.classifier.logits(batch, views), input_signature=[PIXELS])
+        starts = tqdm(
+            range(0, len(images), BATCH), unit_scale=BATCH, unit="images", leave=False, disable=None
+        )
+        parts = [step(tf.constant(images[start : start + BATCH])).numpy() for start in starts]
+        return np.concatenate([np.empty([0, len(self.classifier.description.classes)], np.float32), *parts])
+
+
+def load(folder: str | Path, views: str = "") -> Trained:
+    """The network of a finished run, with plain operations in float32, whatever it was trained with.
+
+    Args:
+        folder: the run's, with result.json and weights.npz. Those are the evaluated weights: of a recipe with a
+            moving average, the averages.
+        views: none, flip or six in place of the run's own.
+
+    Raises:
+        UserError: if a file is missing, damaged, or of another network, or if the run has not ended.
+    """
+    folder = Path(folder).expanduser()
+    result = record.read_result(folder)
+    path = folder / "result.json"
+    if result.get("finished") is not True:
+        raise UserError(f"the run in {folder} has not ended; go on with it: --resume {folder}")
+    options = _options(result, path)
+    style = replace(model.style_of(options, fast=False), sync_bn=False)
+    description = Description(
+        network=options.network,
+        width=options.width,
+        logit_scale=options.logit_scale,
+        whiten=options.whiten,
+        style=style,
+        views=views or options.tta,
+        **_of_the_data(result["data"], path),
+    )
+    classifier = Classifier(description)
+    _set_weights(classifier.network, folder / "weights.npz")
+    return Trained(folder, result, options, classifier)
+
+
+def _options(result: Mapping[str, Any], path: Path) -> Settings:
+    """The run's hyperparameters; one that it does not know has this version's value, as in --resume."""
+    import train_eager  # here, so that reading a .keras file needs fewer modules
+
+    known = {name: value for name, value in result["hyperparameters"].items() if name in settings.NAMES}
+    options = replace(train_eager.constants(), **known)
+    try:
+        settings.check(options)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return options
+
+
+def _of_the_data(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Classes, mean and deviation."""
+    missing = [name for name in ("classes", "mean", "std") if name not in data]
+    if missing:
+        raise UserError(
+            f"{path} lacks the data's {', '.join(missing)}; an older version wrote it, train anew"
+        )
+    classes, moments = data["classes"], {name: data[name] for name in ("mean", "std")}
+    names = isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)
+    numbers = all(
+        isinstance(values, list)
+        and len(values) == 3
+        and all(isinstance(value, float) and np.isfinite(value) for value in values)
+        for values in moments.values()
+    )
+    if not names or not numbers or min(moments["std"]) <= 0:
+        raise UserError(f"{path} is damaged: classes, mean or std of the data; copy the run's folder anew")
+    return {"classes": tuple(classes)} | {name: tuple(values) for name, values in moments.items()}
+
+
+def _set_weights(network: tf.keras.Model, path: Path) -> None:
+    """Gives the network the arrays of a weights.npz, which must be all of them and no others."""
+    variables = model.evaluated_variables(network)
+    arrays = read_weights(path, {name: tuple(variable.shape) for name, variable in variables.items()})
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
+    """The float32 arrays of a weights.npz, by name, with these shapes.
+
+    Raises UserError if the file is missing or damaged, or holds fewer, more or others; nothing is unpickled.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
+        for name in sorted(shapes.keys() ^ sizes.keys()):
+            raise ValueError(f"{name} is {'missing' if name in shapes else 'not of this network'}")
+        for name, shape in shapes.items():  # before memory is taken
+            if sizes[name] > 4 * np.prod(shape) + HEADER:
+                raise ValueError(f"{name} has {sizes[name]} bytes, too many for {shape}")
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in shapes}
+        for name, shape in shapes.items():
+            if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
+                found = f"{arrays[name].dtype} {arrays[name].shape}"
+                raise ValueError(f"{name} is {found} instead of float32 {shape}")
+    except (*formats.BROKEN_NPZ, NotImplementedError, RuntimeError, MemoryError) as error:
+        raise UserError(f"{path}: {str(error) or 'truncated'}; copy the run's folder anew") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror or error}; give a finished run's folder"
+        ) from None
+    return arrays
+
+
+def export(classifier: Classifier, folder: Path) -> None:
+    """Writes `saved_model`, `model.keras` and `classes.json` (the names) to a folder, all of them or none.
+
+    The SavedModel's signature takes images, uint8 (N, 32, 32, 3), and gives logits and probabilities, (N, classes)
+    each; it needs none of these modules. Called, the Keras model gives the logits.
+
+    Raises UserError if the folder holds one of them already or cannot be written.
+    """
+
+    def served(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        logits = classifier(images)
+        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+
+    names, temporary = ("saved_model", "model.keras", "classes.json"), None
+    try:
+        held = [name for name in names if (folder / name).exists()]
+        if held:
+            raise UserError(f"--export {folder} holds {', '.join(held)} already; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".export."))
+        archive = tf.keras.export.ExportArchive()
+        archive.track(classifier)
+        archive.add_endpoint(name="serve", fn=served, input_signature=[PIXELS])
+        archive.write_out(str(temporary / names[0]), verbose=False)
+        classifier.save(temporary / names[1])
+        (temporary / names[2]).write_text(json.dumps(classifier.description.classes) + "\n", encoding="utf-8")
+        for name in names:
+            (temporary / name).rename(folder / name)
+    except (tf.errors.OpError, OSError) as error:
+        why = getattr(error, "strerror", "") or getattr(error, "message", "") or str(error)
+        raise UserError(
+            f"cannot write --export {folder}: {why}; free the disk, or try another folder",
+            exit_code=record.CANNOT_WRITE,
+        ) from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(temporary)

@@ -1,0 +1,1 @@
+"""A tool: compiles the steps with Google's TPU compiler, without a TPU."""

@@ -1,0 +1,539 @@
+"""The choice of device, precision and batch; remedies on made-up facts; real refusals on a CPU."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from lab.base.errors import UserError
+from lab.machine import devices, preflight
+from lab.machine.preflight import Facts, Gpu
+from lab.tpu import lower as tpu_compile
+from lab.tpu import table as tputables
+
+ROOT = Path(__file__).resolve().parents[3]
+KERNELS = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # of the tensorflow 2.21.0 wheel
+PLAIN = {"tensorflow": "2.21.0", "keras": "3.15.1"}
+TPU = {"tensorflow-tpu": "2.20.0", "libtpu": preflight.LIBTPU}
+H100, T4 = Gpu("H100", (9, 0)), Gpu("T4", (7, 5))
+
+needs_no_accelerator = pytest.mark.skipif(
+    bool(tf.config.list_physical_devices("GPU")) or preflight.has_tpu(), reason="there is an accelerator here"
+)
+
+
+def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A fresh Python, since devices and workers can be set up only before TensorFlow starts."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") and k != "TF_CONFIG"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**clean, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3", **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
+
+
+# ---- batch and precision -----------------------------------------------------------------------------------
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
+    with pytest.raises(UserError) as error:
+        devices.check_batch(500, 8)
+    assert str(error.value) == "batch_size 500 is not divisible by 8 replicas; try 496 or 504"
+    with pytest.raises(UserError, match=r"try 8$"):  # not 0
+        devices.check_batch(3, 8)
+    devices.check_batch(512, 8)
+    devices.check_batch(500, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "capabilities", "expected"),
+    [
+        ("cpu", [], "float32"),
+        ("tpu", [], "bfloat16"),
+        ("gpu", [(8, 0), (9, 0)], "bfloat16"),
+        ("gpu", [(8, 0), (7, 5)], "float16"),  # the oldest decides
+        ("gpu", [(7, 0)], "float16"),
+        ("gpu", [(7, 5), (0, 0)], "float32"),  # one is not known
+        ("gpu", [(0, 0)], "float32"),  # not known
+        ("gpu", [], "float32"),
+    ],
+)
+def test_the_precision_suits_the_oldest_device(kind, capabilities, expected):
+    assert devices.auto_precision(kind, capabilities) == expected
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_precision_asked_for_is_taken(precision):
+    assert devices.choose_precision(precision, "cpu") == precision
+
+
+# ---- choice ------------------------------------------------------------------------------------------------
+
+
+@needs_no_accelerator
+def test_auto_takes_the_cpu_where_there_is_nothing_else(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    placement = devices.choose("auto")
+    assert (placement.kind, placement.replicas, placement.workers) == ("cpu", 1, 1)
+    assert placement.reason == "no TPU or GPU found"
+    assert devices.choose("cpu").reason == "asked for"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "npu"}, "choose from auto, cpu, gpu, tpu"),
+        ({"device": "cpu", "tpu": "mine"}, "use --device tpu"),
+        ({"device": "gpu", "logical_devices": 2}, "splits a CPU"),
+        ({"device": "tpu", "logical_devices": 2}, "splits a CPU"),
+        ({"device": "cpu", "logical_devices": -1}, "give 0 or more"),
+    ],
+)
+def test_wishes_that_do_not_go_together_are_refused(monkeypatch, arguments, message):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(UserError, match=message):
+        devices.choose(**arguments)
+
+
+def test_logical_devices_come_too_late_once_tensorflow_has_started():
+    there = len(tf.config.list_logical_devices("CPU"))
+    with pytest.raises(UserError, match=rf"--logical-devices {there + 1} comes too late"):
+        devices.choose("cpu", logical_devices=there + 1)
+
+
+CLUSTER = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{x", "no JSON"),
+        ("[]", "no cluster and task"),
+        ('{"cluster": 3}', "no cluster and task"),
+        (json.dumps({"cluster": {"worker": "a:1"}}), "no list of host:port"),
+        (json.dumps({"cluster": {"worker": ["a"]}}), "no list of host:port"),
+        (json.dumps({"cluster": {**CLUSTER, "ps": ["a:1"]}}), "only workers train here"),
+        (json.dumps({"cluster": CLUSTER}), "not one of its cluster"),
+        (json.dumps({"cluster": CLUSTER, "task": {"type": "worker", "index": 2}}), "not one of its cluster"),
+        (
+            json.dumps({"cluster": CLUSTER, "task": {"type": "worker", "index": "0"}}),
+            "not one of its cluster",
+        ),
+        (json.dumps({"cluster": CLUSTER, "task": {"type": "chief", "index": 0}}), "not one of its cluster"),
+    ],
+)
+def test_a_wrong_tf_config_is_told_in_a_line(monkeypatch, text, message):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError, match=message) as error:
+        devices.choose("auto")
+    assert "\n" not in str(error.value)
+
+
+def test_a_tf_config_of_one_worker_is_no_cluster():
+    one = {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}
+    assert not devices.check_tf_config(json.dumps(one))
+    assert not devices.check_tf_config("{}")
+    two = {"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}
+    assert devices.check_tf_config(json.dumps(two))
+
+
+def test_slurm_without_its_variables_is_told_in_a_line(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    with pytest.raises(UserError, match=r"SLURM_PROCID not found.*srun"):
+        devices.choose("cpu")
+
+
+SUM = """
+import sys, tensorflow as tf
+from lab.machine import devices
+placement = devices.choose("cpu", logical_devices=int(sys.argv[1]))
+@tf.function
+def total():
+    def own():
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce("sum", 1.0 + tf.cast(context.replica_id_in_sync_group, tf.float32))
+    return placement.strategy.experimental_local_results(placement.strategy.run(own))[0]
+print(placement.kind, placement.replicas, placement.workers, float(total()))
+"""
+
+
+def test_logical_devices_are_replicas_that_add_up():
+    done = python("-c", SUM, "4")
+    assert last_line(done.stdout) == "cpu 4 1 10.0", done.stderr  # 1 + 2 + 3 + 4
+
+
+@pytest.mark.parametrize("scheduler", ["TF_CONFIG", "SLURM"])
+def test_two_processes_are_two_workers(scheduler, unused_ports):
+    def variables(index: int) -> dict[str, str]:
+        if scheduler == "SLURM":  # TensorFlow's resolver takes ports 8888 and 8889
+            return {
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_STEP_NODELIST": "localhost",
+                "SLURM_STEP_TASKS_PER_NODE": "2",
+                "SLURM_PROCID": str(index),
+            }
+        cluster = {"worker": [f"127.0.0.1:{port}" for port in unused_ports]}
+        return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})}
+
+    environments = [{**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **variables(index)} for index in range(2)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", SUM, "0"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for environment in environments
+    ]
+    try:
+        outputs = [worker.communicate(timeout=240)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [last_line(output) for output in outputs] == ["cpu 2 2 3.0"] * 2  # 1 + 2
+
+
+@pytest.fixture
+def unused_ports():
+    import socket
+
+    with socket.socket() as first, socket.socket() as second:
+        for one in (first, second):
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in (first, second)]
+
+
+# ---- the preflight -----------------------------------------------------------------------------------------
+
+
+def finding(facts: Facts, kind: str, **how) -> str:
+    return " | ".join(preflight.findings(facts, kind, **how))
+
+
+def test_a_sound_machine_has_no_findings():
+    assert (
+        finding(Facts(PLAIN | {"nvidia-cudnn-cu12": "9.24.0.43"}, kernels=KERNELS, gpus=(H100,)), "gpu") == ""
+    )
+    assert finding(Facts(TPU, tpus=8, has_tpu=True), "tpu", batch_size=512, replicas=8) == ""
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind", "parts"),
+    [
+        (Facts(PLAIN), "cpu", ["no accelerator found"]),
+        (Facts(PLAIN, has_tpu=True), "cpu", ["ConfigureDistributedTPU", "requirements-tpu.txt"]),
+        (Facts(PLAIN | TPU, tpus=8), "tpu", ["pip uninstall -y tensorflow tensorflow-tpu"]),
+        (Facts({"tensorflow-tpu": "2.20.0"}, has_tpu=True), "cpu", ["without libtpu"]),
+        (Facts(TPU | {"libtpu": "0.0.51"}, tpus=8), "tpu", ["0.0.51 may not find the TPU", "0.0.14"]),
+        (Facts(PLAIN, has_nvidia=True), "cpu", ["built without CUDA", "requirements-gpu.txt"]),
+        (Facts(PLAIN, cuda="12.5.1", has_nvidia=True), "cpu", ["CUDA's libraries", "requirements-gpu.txt"]),
+        (
+            Facts(PLAIN | {"nvidia-cudnn-cu12": "9.24.0.43"}, cuda="12.5.1", has_nvidia=True),
+            "cpu",
+            ["nvidia-smi", "driver 525"],
+        ),
+        (Facts(PLAIN, gpus=(H100,)), "cpu", ["--device gpu"]),
+        (
+            Facts(PLAIN | {"nvidia-cudnn-cu12": "9.5.1.17"}, gpus=(T4,)),
+            "gpu",
+            ["9.5.1.17", ">=9.24", "--no-jit"],
+        ),
+        (Facts(PLAIN, kernels=KERNELS, gpus=(Gpu("GTX 980", (5, 2)),)), "gpu", ["GTX 980", "no kernels"]),
+        (Facts(PLAIN, kernels=KERNELS, gpus=(Gpu("RTX 5090", (12, 0)),)), "gpu", ["12.0", "Blackwell"]),
+    ],
+)
+def test_each_known_failure_has_its_remedy(facts, kind, parts):
+    found = finding(facts, kind)
+    assert all(part in found for part in parts), found
+
+
+def test_an_old_cudnn_harms_only_xla_on_the_versions_that_need_it():
+    old = {"nvidia-cudnn-cu12": "9.3.0.75"}
+    assert finding(Facts(PLAIN | old, gpus=(T4,)), "gpu", jit=False) == ""
+    assert finding(Facts({"tensorflow": "2.20.0"} | old, gpus=(T4,)), "gpu") == ""
+
+
+@pytest.mark.parametrize(
+    ("capability", "fits"),
+    [
+        ((6, 1), True),  # by sm_60
+        ((7, 5), True),  # by sm_70
+        ((8, 6), True),  # by sm_80
+        ((9, 0), True),  # by compute_90
+        ((5, 2), False),
+        ((12, 0), False),  # by compute_90, with a note
+        ((0, 0), True),  # not known
+    ],
+)
+def test_kernels_fit_their_own_generation_and_newer_drivers(capability, fits):
+    assert (preflight.kernels_remedy(Gpu("GPU", capability), KERNELS) == "") == fits
+
+
+def test_the_batch_is_among_the_findings():
+    assert "try 496 or 504" in finding(Facts(PLAIN, gpus=(H100,)), "gpu", batch_size=500, replicas=8)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, False),
+        ({"dev/accel0": ""}, True),
+        ({"dev/vfio/0": ""}, False),  # some other device
+        ({"dev/vfio/0": "", "sys/bus/pci/devices/a/vendor": "0x1ae0\n"}, False),
+        (
+            {"dev/vfio/0": "", **{f"sys/bus/pci/devices/a/{k}": "0x1ae0\n" for k in ("vendor", "device")}},
+            False,
+        ),
+        (
+            {
+                "dev/vfio/0": "",
+                "sys/bus/pci/devices/a/vendor": "0x1ae0\n",
+                "sys/bus/pci/devices/a/device": "0x0063\n",
+            },
+            True,
+        ),
+        ({"sys/bus/pci/devices/a/vendor": "0x1ae0\n", "sys/bus/pci/devices/a/device": "0x0063\n"}, False),
+    ],
+)
+def test_a_tpu_machine_is_known_by_its_files(monkeypatch, tmp_path, files, expected):
+    for name in ("TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR", "COLAB_TPU_1VM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert preflight.has_tpu(str(tmp_path)) == expected
+
+
+def test_a_tpu_that_was_asked_for_says_why_it_is_not_there():
+    assert "no TPU found" in preflight.tpu_remedy(Facts(PLAIN))
+    assert "no TPU kernels" in preflight.tpu_remedy(Facts(PLAIN, has_tpu=True))
+    assert "finds no TPU" in preflight.tpu_remedy(Facts(TPU), "No matching devices found for TPU_SYSTEM")
+    assert "does not start" in preflight.tpu_remedy(Facts(TPU, has_tpu=True), "lockfile")
+
+
+# ---- python -m lab.machine.devices -------------------------------------------------------------------------
+
+
+@needs_no_accelerator
+def test_the_preflight_reports_this_machine():
+    done = python("-m", "lab.machine.devices")
+    assert done.returncode == 0, done.stderr
+    for part in (f"tensorflow {tf.__version__}", "replicas", "precision", "float32", "XLA", "no accelerator"):
+        assert part in done.stdout
+
+
+@needs_no_accelerator
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu"], "--device tpu: no TPU found"),
+        (["--logical-devices", "4", "--batch-size", "510"], "try 508 or 512"),
+    ],
+)
+def test_the_preflight_exits_2_with_one_line(arguments, message):
+    done = python("-m", "lab.machine.devices", *arguments)
+    assert done.returncode == 2
+    assert message in last_line(done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+@needs_no_accelerator
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "gpu"], "--device gpu: TensorFlow sees no GPU"),
+        (["--device", "npu"], "invalid choice"),
+        (["--batch", "3"], "unrecognized arguments"),
+    ],
+)
+def test_a_wrong_wish_is_one_line_on_stderr(capsys, monkeypatch, arguments, message):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert devices.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+# ---- lab/tpu/lower.py --------------------------------------------------------------------------------------
+
+
+def test_the_roofline_is_the_longer_of_computing_and_moving():
+    counts = {
+        "device": "TPU v2",
+        "compile_seconds": 1.0,
+        "flops": 23e9,  # 1 ms at a v2 core's 23 TFLOP/s
+        "bytes_accessed": 0.7e9,  # 2 ms at its 350 GB/s
+        "argument_bytes": 10**9,
+        "temporary_bytes": 10**9,
+        "estimated_cycles": 2_100_000,  # 3 ms at 700 MHz
+    }
+    train = tpu_compile.Lowered("davidnet", "train", "bfloat16", 512, "digest")
+    program = tpu_compile.predict(train, "v2", counts)
+    assert program.predicted_step_seconds == pytest.approx(0.002)
+    assert program.predicted_epoch_seconds == pytest.approx(97 * 0.002)
+    assert (program.bound_by, program.memory_share) == ("memory", 0.25)
+    assert program.estimated_step_seconds == pytest.approx(0.003)
+    assert program.estimated_epoch_seconds == pytest.approx(97 * 0.003)
+    evaluation = tpu_compile.Lowered("davidnet", "evaluation", "bfloat16", 1000, "digest")
+    evaluation = tpu_compile.predict(evaluation, "v2", counts | {"bytes_accessed": 1.0})
+    assert evaluation.bound_by == "computing"
+    assert evaluation.predicted_epoch_seconds == pytest.approx(10 * 0.001)
+
+
+V5E_COUNTS = {
+    "device": "TPU v5 lite",
+    "compile_seconds": 1.0,
+    "flops": 1.97e12,  # 10 ms at 197 TFLOP/s
+    "bytes_accessed": 0.819e9,  # 1 ms at 819 GB/s
+    "argument_bytes": 10**9,
+    "temporary_bytes": 6 * 10**8,  # with the arguments a tenth of 16 GB
+    "estimated_cycles": 18 * 10**6,  # 12 ms at 1.5 GHz
+}
+
+
+def compiled(recipe, step, batch_size, chip="v5e", digest="digest"):
+    lowered = tpu_compile.Lowered(recipe, step, "bfloat16", batch_size, digest)
+    return asdict(tpu_compile.predict(lowered, chip, V5E_COUNTS))
+
+
+def test_a_report_of_several_recipes_names_each_of_them():
+    programs = [compiled("davidnet", "train", 512), compiled("speedrun", "train", 2000)]
+    row = "v5e | bfloat16 | train, 512 images | 1.970 | 0.82 | 1.60 (10%) | 10.0 (computing) | 0.97 | 12.0 | 1.16 |"
+    assert tputables.table(programs).splitlines()[2:] == [
+        f"| davidnet | {row}",
+        "| speedrun | v5e | bfloat16 | train, 2000 images | 1.970 | 0.82 | 1.60 (10%) "
+        "| 10.0 (computing) | 0.25 | 12.0 | 0.30 |",
+    ]
+    alone = tputables.table(programs[:1]).splitlines()
+    assert alone[0].count("|") == alone[1].count("|")
+    assert alone[2] == f"| {row}"
+
+
+def test_the_table_of_epochs_has_a_dash_for_what_was_not_compiled():
+    rows = [
+        compiled("davidnet", "train", 512),  # 97 steps of 12 ms
+        compiled("davidnet", "evaluation", 1000),  # 10 of them
+        compiled("davidnet", "train", 512, chip="v2"),  # 18 million cycles at 700 MHz: 25.7 ms
+        compiled("speedrun", "train", 2000),  # 25 steps
+    ]
+    assert tputables.epochs(rows).splitlines() == [
+        "| recipe | images a step | TFLOP a step | v5e bfloat16 | v2 bfloat16 |",
+        "|---|---|---|---|---|",
+        "| davidnet | 512 | 1.97 | 1.16 + 0.12 | 2.49 + – |",
+        "| speedrun | 2000 | 1.97 | 0.30 + – | – + – |",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", [None, "[]", '{"programs": []}', '{"programs": [{"recipe": "davidnet"}]}']
+)
+def test_a_report_that_is_none_is_one_line(tmp_path, capsys, content):
+    path = tmp_path / "report.json"
+    if content:
+        path.write_text(content)
+    assert tpu_compile.main(["--table", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "report.json" in error
+    assert error.count("\n") == 1
+
+
+def test_the_flags_select_the_rows_of_a_report(tmp_path, capsys):
+    path = tmp_path / "report.json"
+    rows = [
+        compiled(recipe, step, 512, chip)
+        for recipe in ("davidnet", "speedrun")
+        for step in tpu_compile.STEPS
+        for chip in tpu_compile.CHIPS
+    ]
+    path.write_text(json.dumps({"versions": {}, "programs": rows}))
+    for flags, expected in (
+        ([], rows[:4]),
+        (["--recipe", "all"], rows),
+        (["--recipe", "speedrun", "--chips", "v5e", "--steps", "evaluation"], rows[-1:]),
+        (["--precisions", "float32"], []),
+    ):
+        assert tpu_compile.main(["--table", str(path), *flags]) == 0
+        assert capsys.readouterr().out.strip() == tputables.table(expected)
+
+
+def test_equal_programs_are_compiled_once_and_a_report_goes_on(tmp_path, monkeypatch):
+    """The compiler's environment is played here; that it compiles is shown by the project's check."""
+    texts = {"davidnet": "one", "lars": "one", "speedrun": "another"}
+    versions, asked = {"libtpu": "1"}, []
+
+    def lower(data, recipe, steps, precision, batch_size):
+        yield tpu_compile.Lowered(recipe, steps[0], precision, 512, texts[recipe]), texts[recipe]
+
+    def ask(python, *arguments):
+        asked.append((Path(arguments[1]).read_text(), arguments[2]))
+        return V5E_COUNTS
+
+    monkeypatch.setattr(tpu_compile, "lower", lower)
+    monkeypatch.setattr(tpu_compile, "_ask", ask)
+    monkeypatch.setattr(tpu_compile, "_versions", lambda python: dict(versions))
+    path = tmp_path / "report.json"
+
+    def report(*recipes):
+        asked.clear()
+        flags = ["--chips", "v5e", "--precisions", "bfloat16", "--steps", "train", "--out", str(path)]
+        assert tpu_compile.main([*flags, "--recipe", *recipes]) == 0
+        return [program["recipe"] for program in json.loads(path.read_text())["programs"]]
+
+    assert report("lars", "davidnet") == ["davidnet", "lars"]  # in the order of lab/ladder/recipes.py
+    assert asked == [("one", "v5e:2x2")]
+    assert report("speedrun", "lars") == ["davidnet", "lars", "speedrun"]
+    assert asked == [("another", "v5e:2x2")]
+    texts["lars"] = "changed"
+    assert report("lars", "speedrun") == ["davidnet", "lars", "speedrun"]
+    assert asked == [("changed", "v5e:2x2")]
+    versions["libtpu"] = "2"
+    assert report("davidnet") == ["davidnet"]
+    assert asked == [("one", "v5e:2x2")]
+
+
+def test_equal_steps_of_two_recipes_are_equal_texts(tmp_path):
+    """Both evaluate one network; the names of layers and functions, which TensorFlow counts, must not differ."""
+    noise = tmp_path / "noise.npz"
+    tpu_compile.make_noise(noise)
+
+    def evaluation(recipe):
+        ((lowered, text),) = tpu_compile.lower(noise, recipe, ["evaluation"], "bfloat16", None)
+        assert (lowered.recipe, lowered.step, lowered.batch_size) == (recipe, "evaluation", 1000)
+        assert "stablehlo.convolution" in text and str(Path(tf.__file__).parent) not in text
+        return lowered.digest
+
+    first = evaluation("tricks-pool-first")
+    assert evaluation("tricks-smoothing") == first
+    assert evaluation("post4-conv3") != first
+
+
+def test_an_unknown_recipe_is_refused_before_anything_is_compiled(capsys):
+    assert tpu_compile.main(["--python", "/nowhere/python", "--recipe", "davidnet", "spedrun"]) == 2
+    assert "speedrun" in capsys.readouterr().err
+
+
+def test_without_the_compiler_s_environment_it_exits_2(capsys):
+    assert tpu_compile.main(["--python", "/nowhere/python"]) == 2
+    assert "does not run" in capsys.readouterr().err
+
+
+def test_an_environment_without_the_compiler_is_told_what_to_install(capsys):
+    if importlib.util.find_spec("jax"):
+        pytest.skip("jax is installed here")
+    assert tpu_compile.main(["--python", sys.executable]) == 2
+    error = capsys.readouterr().err
+    assert "requirements-tpu-compile.txt" in error
+    assert error.count("\n") == 1

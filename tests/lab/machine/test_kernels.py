@@ -1,0 +1,150 @@
+"""The fast operations against TensorFlow's own and against NumPy in float64."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from lab.machine import kernels as ops
+
+
+def relative(value, reference) -> float:
+    """Largest difference, as a share of the reference's largest value."""
+    value, reference = np.asarray(value, np.float64), np.asarray(reference, np.float64)
+    return float(np.max(np.abs(value - reference)) / np.max(np.abs(reference)))
+
+
+def gradients(function, upstream, *inputs):
+    inputs = [tf.convert_to_tensor(value) for value in inputs]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        output = function(*inputs)
+        total = tf.reduce_sum(output * upstream)
+    return output, tape.gradient(total, inputs)
+
+
+@pytest.mark.parametrize(
+    ("side", "inputs", "outputs"), [(16, 64, 32), (8, 32, 64), (4, 128, 128), (7, 32, 32)]
+)
+@pytest.mark.parametrize("jit", [False, True])
+def test_winograd_agrees_with_plain_convolution(side, inputs, outputs, jit):
+    generator = np.random.default_rng(side)
+    images = np.maximum(generator.standard_normal((6, side, side, inputs)), 0).astype(np.float32)
+    filters = generator.uniform(-0.05, 0.05, (3, 3, inputs, outputs)).astype(np.float32)
+    upstream = generator.standard_normal((6, side, side, outputs)).astype(np.float32)
+
+    def plain(x, w):
+        return tf.nn.conv2d(x, w, 1, "SAME")
+
+    @tf.function(jit_compile=jit)
+    def fast_gradients(x, w):
+        return gradients(ops.conv3x3_winograd, upstream, x, w)
+
+    output, (images_gradient, filters_gradient) = fast_gradients(images, filters)
+    reference, (images_reference, filters_reference) = gradients(
+        plain, upstream.astype(np.float64), images.astype(np.float64), filters.astype(np.float64)
+    )
+    assert relative(output, reference) < 1e-5
+    assert relative(images_gradient, images_reference) < 1e-5
+    assert relative(filters_gradient, filters_reference) < 1e-5
+
+
+def test_winograd_matrices_correlate_exactly():
+    a, b, g = (matrix.astype(np.float64) for matrix in ops.winograd_matrices((0.0, 1.0, -1.0, 2.0, -2.0)))
+    data, taps = np.array([3.0, -1.0, 4.0, 1.0, -5.0, 9.0]), np.array([2.0, 7.0, -1.0])
+    expected = [3 * 2 - 7 - 4, -2 + 28 - 1, 8 + 7 + 5, 2 - 35 - 9]
+    np.testing.assert_allclose(a.T @ ((g @ taps) * (b @ data)), expected, rtol=1e-6)
+
+
+def test_conv3x3_leaves_large_and_narrow_layers_to_tensorflow(monkeypatch):
+    monkeypatch.setattr(ops, "conv3x3_winograd", lambda *_: pytest.fail("not where it does not pay"))
+    for shape, filters in (((1, 32, 32, 64), (3, 3, 64, 128)), ((1, 8, 8, 3), (3, 3, 3, 64))):
+        result = ops.conv3x3(tf.ones(shape), tf.ones(filters), fast=True)
+        assert result.shape == (*shape[:3], filters[-1])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("jit", [False, True])
+def test_max_pool_and_its_gradient_with_ties(size, jit):
+    generator = np.random.default_rng(size)
+    images = generator.integers(-1, 2, (3, 13, 12, 5)).astype(np.float32)  # full of ties
+    rows, columns = 13 // size, 12 // size
+    upstream = generator.standard_normal((3, rows, columns, 5)).astype(np.float32)
+
+    @tf.function(jit_compile=jit)
+    def fast(x):
+        return gradients(lambda x: ops.max_pool(x, size, fast=True), upstream, x)
+
+    pooled, (gradient,) = fast(images)
+    expected, expected_gradient = np.zeros_like(upstream), np.zeros_like(images)
+    for n, row, column, channel in np.ndindex(*upstream.shape):
+        top, left = row * size, column * size
+        window = images[n, top : top + size, left : left + size, channel]
+        down, across = np.unravel_index(np.argmax(window), window.shape)  # the first in reading order
+        expected[n, row, column, channel] = window.max()
+        expected_gradient[n, top + down, left + across, channel] = upstream[n, row, column, channel]
+    np.testing.assert_array_equal(pooled, expected)
+    np.testing.assert_array_equal(gradient, expected_gradient)
+    plain, (plain_gradient,) = gradients(lambda x: tf.nn.max_pool2d(x, size, size, "VALID"), upstream, images)
+    np.testing.assert_array_equal(pooled, plain)
+    np.testing.assert_array_equal(gradient, plain_gradient)
+
+
+@pytest.mark.parametrize("shape", [(512, 4, 4, 24), (6, 5, 5, 7), (64, 8)])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+@pytest.mark.parametrize(("fast", "jit"), [(True, False), (True, True), (False, True)])
+def test_batch_norm_and_its_gradient(shape, offset, fast, jit):
+    generator = np.random.default_rng(3)
+    channels = shape[-1]
+    images = (generator.standard_normal(shape) * 2 + offset).astype(np.float32)
+    scale = generator.uniform(0.5, 1.5, channels).astype(np.float32)
+    shift = generator.standard_normal(channels).astype(np.float32)
+    guess = np.full(channels, 0.9 * offset, np.float32)
+    upstream = generator.standard_normal(shape).astype(np.float32)
+
+    def plain(x, scale, shift):
+        mean, variance = tf.nn.moments(x, list(range(len(shape) - 1)))
+        return tf.nn.batch_normalization(x, mean, variance, shift, scale, 1e-5)
+
+    @tf.function(jit_compile=jit)
+    def ours(x, scale, shift):
+        return gradients(
+            lambda *args: ops.batch_norm(*args, guess, 1e-5, fast=fast)[0], upstream, x, scale, shift
+        )
+
+    normal, our_gradients = ours(images, scale, shift)
+    reference, references = gradients(
+        plain, upstream.astype(np.float64), *(a.astype(np.float64) for a in (images, scale, shift))
+    )
+    assert relative(normal, reference) < 1e-5
+    for value, expected in zip(our_gradients, references, strict=True):
+        assert relative(value, expected) < 1e-5
+    _, mean, variance = ops.batch_norm(*map(tf.constant, (images, scale, shift, guess)), 1e-5, fast=fast)
+    flat = images.reshape(-1, channels).astype(np.float64)
+    np.testing.assert_allclose(mean, flat.mean(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(variance, flat.var(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "size", "shape"), [("conv1x1", 1, (2, 8, 6, 5)), ("conv3x3_stride2", 3, (2, 8, 6, 5))]
+)
+@pytest.mark.parametrize("jit", [False, True])
+def test_convolutions_as_matrix_products_and_their_gradients(function, size, shape, jit):
+    generator = np.random.default_rng(size)
+    images = generator.standard_normal(shape).astype(np.float32)
+    filters = generator.standard_normal((size, size, 5, 7)).astype(np.float32)
+    upstream = generator.standard_normal((2, 4, 3, 7)).astype(np.float32)
+    around = [[0, 0], [size // 2] * 2, [size // 2] * 2, [0, 0]]
+    others = (2,) if function == "conv1x1" else ()
+
+    @tf.function(jit_compile=jit)
+    def ours(x, w):
+        return gradients(lambda x, w: getattr(ops, function)(x, w, *others, fast=True), upstream, x, w)
+
+    output, found = ours(images, filters)
+    reference, expected = gradients(
+        lambda x, w: tf.nn.conv2d(x, w, 2, around), upstream.astype(np.float64),
+        images.astype(np.float64), filters.astype(np.float64),
+    )  # fmt: skip
+    assert relative(output, reference) < 1e-5
+    for value, known in zip(found, expected, strict=True):
+        assert relative(value, known) < 1e-5

@@ -1,0 +1,106 @@
+"""1, 2 and 4 logical CPU devices, each count in a process of its own, train alike."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+STEPS = 20
+# Rounding that decides a ReLU or a max-pool anew is felt a thousandfold from then on: even one replica, started
+# with weights that differ in their last bit, ends 20 steps up to 1e-3 apart. So the long comparison has a smooth
+# activation and strides in place of pools, and DavidNet's ends before chance comes in.
+SMOOTH = {"network": "conv3", "activation": "celu"}
+
+TRAIN = """
+import json, sys
+import numpy as np, tensorflow as tf
+import train_eager
+from lab import options as settings
+from lab.ladder.layers import average_statistics
+options = json.loads(sys.argv[1])
+run = train_eager.Run(settings.change(train_eager.constants(), options))
+losses, source = [], None
+for epoch in range(1, 5):
+    source = run.pipeline.open(epoch)
+    for step in range(run.steps_per_epoch):
+        run.counters.reset()
+        run.train_steps(source, tf.constant(step), tf.constant(1))
+        losses.append(run.counters.fetch()[0])
+before = {v.path: np.array(tf.convert_to_tensor(v)) for v in run.model.variables if "running" in v.path}
+run.placement.strategy.run(tf.function(average_statistics), (run.model,))
+arrays = {v.path: np.array(tf.convert_to_tensor(v)) for v in run.model.variables if "seed" not in v.path}
+evaluation = run.evaluate()
+np.savez(sys.argv[2], losses=losses, evaluation=evaluation, **arrays)
+print(run.placement.replicas)
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(small_data, tmp_path_factory):
+    """Losses, weights and statistics after 20 steps, by (replicas, other hyperparameters); each made once."""
+    made = {}
+
+    def get(replicas, **changes):
+        key = (replicas, *sorted(changes.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("replicas")
+            options = {
+                "data": small_data, "out": str(folder / "run"), "device": "cpu", "width": 4, "batch_size": 16,
+                "epochs": 4, "learning_rate": 0.02, "weight_decay": 0.01, "jit": False, "sync_bn": True,
+                "logical_devices": replicas if replicas > 1 else 0, **changes,
+            }  # fmt: skip
+            command = [sys.executable, "-c", TRAIN, json.dumps(options), str(folder / "end.npz")]
+            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr[-2000:]
+            assert result.stdout.split()[-1] == str(replicas)
+            made[key] = dict(np.load(folder / "end.npz"))
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("pipeline", ["host", "device"])
+def test_losses_weights_and_statistics_are_one_replicas(trained, replicas, pipeline):
+    one, several = trained(1, **SMOOTH), trained(replicas, pipeline=pipeline, **SMOOTH)
+    assert len(one["losses"]) == STEPS
+    np.testing.assert_allclose(several["losses"], one["losses"], rtol=1e-4)
+    assert set(one) == set(several)
+    for path, value in one.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(several[path], value, atol=2e-3 * scale + 1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_davidnets_first_steps_and_its_later_losses_are_one_replicas(trained, replicas):
+    one, several = trained(1)["losses"], trained(replicas)["losses"]
+    np.testing.assert_allclose(several[:3], one[:3], rtol=1e-5)
+    np.testing.assert_allclose(several, one, rtol=1e-2)
+
+
+def test_without_sync_bn_each_replica_normalises_its_own_images(trained):
+    one, two = trained(1), trained(2, sync_bn=False)
+    assert np.abs(two["losses"] / one["losses"] - 1).max() > 1e-3
+    assert np.isfinite(two["losses"]).all()
+
+
+def test_the_decay_counts_once_whatever_the_number_of_replicas(trained):
+    """With a decay so strong that the gradient hardly matters, doubling it would show at once."""
+    one, four = trained(1, weight_decay=2.0), trained(4, weight_decay=2.0)
+    norms = [
+        sum(float(np.square(v).sum()) for k, v in run.items() if k.endswith("kernel")) for run in (one, four)
+    ]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(small_data, tmp_path):
+    flags = ["--data", small_data, "--out", str(tmp_path / "run"), "--batch-size", "18", "--width", "4"]
+    command = [sys.executable, "train_eager.py", *flags, "--device", "cpu", "--logical-devices", "4"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if "replicas" in line]
+    assert len(lines) == 1 and "18" in lines[0] and "16" in lines[0] and "20" in lines[0]

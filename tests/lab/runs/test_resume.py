@@ -1,0 +1,157 @@
+"""A run that was stopped, by whatever, goes on to the very same end."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import faults
+import train_eager
+from lab.base.errors import UserError
+
+SEED = 20191121
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("faults") / "data.npz"
+    faults.make_data(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("faults") / "undisturbed"
+    code, shown, error = faults.run(faults.command(data, out))
+    assert code == 0, shown + error
+    return faults.left(out)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_killed_runs_end_with_the_same_weights(number, data, undisturbed, tmp_path):
+    """Two kills each; tests/faults.py does as many as you like."""
+    print(f"seed {[SEED, number]}")
+    moment = faults.MOMENTS[number]
+    found, kills = faults.case(tmp_path, data, moment, np.random.default_rng([SEED, number]))
+    assert kills >= 1 and found == undisturbed
+
+
+def wait_for_row(process, log):
+    while "    1  " not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "pipeline"), [(signal.SIGTERM, 143, "host"), (signal.SIGINT, 130, "device")]
+)
+def test_a_signal_saves_and_the_run_goes_on(number, code, pipeline, data, undisturbed, tmp_path):
+    out, log = tmp_path / "run", tmp_path / "log"
+    with open(log, "w") as file:
+        process = faults.start(faults.command(data, out, "--pipeline", pipeline), file)
+        wait_for_row(process, log)
+        process.send_signal(number)
+        assert process.wait(60) == code, log.read_text()
+    text = log.read_text()
+    assert (
+        f"stopped by {number.name} in epoch" in text and f"--resume {out}" in text and "Traceback" not in text
+    )
+    assert not json.loads((out / "result.json").read_text())["finished"]
+    status, shown, error = faults.run(faults.resume_command(out))
+    assert status == 0, shown + error
+    assert faults.left(out) == undisturbed
+
+
+def stopped(short, **changes):
+    """A run that was stopped after the first of two epochs; its hyperparameters."""
+    options = short | {"epochs": 3, "stop_after": 1, **changes}
+    train_eager.train(**options)
+    return options
+
+
+def test_what_would_be_another_training_is_refused_by_name(short, tmp_path):
+    stopped(short)
+    for changes, word in (
+        ({"learning_rate": 0.1}, "--learning-rate 0.4, not 0.1"),
+        ({"seed": 4}, "--seed 0, not 4"),
+        ({"width": 8}, "--width 4, not 8"),
+        ({"limit_train": 40}, "--limit-train 0, not 40"),
+    ):
+        with pytest.raises(UserError, match=word):
+            train_eager.train(resume=short["out"], **changes)
+    arrays = dict(np.load(short["data"]))
+    arrays["x_train"][3, 5, 7, 1] ^= 1  # a single bit
+    np.savez(other := tmp_path / "other.npz", **arrays)
+    with pytest.raises(UserError, match="the images are not those of the run"):
+        train_eager.train(resume=short["out"], data=str(other))
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        train_eager.train(resume=str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="holds a run"):
+        train_eager.train(**short)
+
+
+def test_data_that_changes_during_a_run_counts_when_it_is_resumed(short, tmp_path, monkeypatch):
+    whole = train_eager.train(**short | {"out": str(tmp_path / "whole"), "stop_after": 1})
+    path = tmp_path / "own.npz"
+    path.write_bytes(Path(short["data"]).read_bytes())
+    evaluate = train_eager.Run._epoch
+
+    def spoil(run, *arguments):
+        arrays = dict(np.load(short["data"]))
+        arrays["x_train"][:] = 0
+        np.savez(path, **arrays)
+        return evaluate(run, *arguments)
+
+    options = short | {"data": str(path), "stop_after": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_eager.Run, "_epoch", spoil)
+        found = train_eager.train(**options)
+    for name in ("train_loss", "test_loss"):
+        assert found["epochs"][0][name] == whole["epochs"][0][name]
+    with pytest.raises(UserError, match="the images are not those of the run"):
+        train_eager.train(resume=short["out"])
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_taken(short, capsys):
+    stopped(short, stop_after=2)
+    newest = max((Path(short["out"]) / "checkpoints").glob("*.index"), key=lambda path: int(path.stem[5:]))
+    newest.write_bytes(newest.read_bytes()[:-7])
+    result = train_eager.train(resume=short["out"], stop_after=0)
+    assert "is damaged" in capsys.readouterr().out
+    whole = train_eager.train(**short | {"epochs": 3, "out": short["out"] + "-whole"})
+    losses = [[row["train_loss"] for row in one["epochs"]] for one in (result, whole)]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
+def test_auto_takes_the_newest_unfinished_run_or_starts_one(short, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {key: value for key, value in short.items() if key != "out"} | {"epochs": 3}
+    first = train_eager.train(**options, resume="auto")  # there is none
+    assert len(first["epochs"]) == 3 and first["finished"]
+    time.sleep(1.1)  # folders are named by the second
+    train_eager.train(**options, stop_after=1)
+    results = {folder: json.loads((folder / "result.json").read_text()) for folder in Path("runs").iterdir()}
+    (newest,) = [folder for folder, result in results.items() if len(result["epochs"]) == 1]
+    (newest / "weights.npz").unlink()  # as if it had been killed before it ended
+    again = train_eager.train(**options, resume="auto")
+    assert [row["train_loss"] for row in again["epochs"]] == [row["train_loss"] for row in first["epochs"]]
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+def test_another_number_of_replicas_sees_the_same_batches(data, tmp_path):
+    """Sync BN and plain steps: 2 replicas go on from 1's checkpoint to the same weights, to rounding."""
+    flags = ["--sync-bn", "--learning-rate", 0.02]
+    first = tmp_path / "one"
+    assert faults.run(faults.command(data, first, *flags, "--stop-after", 2))[0] == 0
+    second = tmp_path / "two"
+    import shutil
+
+    shutil.copytree(first, second)
+    for out, more in ((first, []), (second, ["--logical-devices", 2])):
+        code, shown, error = faults.run(faults.resume_command(out, "--stop-after", 3, *more))
+        assert code == 0, shown + error
+    one, two = (faults.left(out)[1][2]["train_loss"] for out in (first, second))
+    assert two == pytest.approx(one, rel=2e-3)  # other batches would be off by some percent

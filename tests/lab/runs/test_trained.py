@@ -1,0 +1,183 @@
+"""lab/runs/trained.py: a run's network comes back from its folder, and out of its exports, as it was evaluated."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lab.base.errors import UserError
+from lab.images import load as data
+from lab.runs import record, trained
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def run(finished):
+    return trained.load(finished)
+
+
+@pytest.fixture(scope="module")
+def images(small_data):
+    return data.load(small_data, seed=3)
+
+
+def change_result(folder, **changes):
+    """Changes entries of result.json; `data` and `hyperparameters` entry by entry."""
+    path = folder / "result.json"
+    result = record.read_result(path)
+    for name, value in changes.items():
+        result[name] = result[name] | value if isinstance(value, dict) else value
+    path.write_text(record.encode(result))
+
+
+def change_weights(folder, change):
+    """Writes weights.npz anew after change(arrays)."""
+    with np.load(folder / "weights.npz") as archive:
+        arrays = dict(archive)
+    change(arrays)
+    np.savez(folder / "weights.npz", **arrays)
+
+
+def test_result_json_has_what_a_prediction_needs_to_the_last_bit(finished, images):
+    found = json.loads((finished / "result.json").read_text())["data"]
+    pixels = images.train_images.reshape(-1, 3)
+    np.testing.assert_allclose(found["mean"], pixels.mean(0) / 255, rtol=1e-12)
+    np.testing.assert_allclose(found["std"], pixels.std(0) / 255, rtol=1e-12)
+    mean, std = data.mean_std(images.train_images)
+    assert found["mean"] == mean.tolist() and found["std"] == std.tolist()
+    assert found["classes"] == ["0", "1", "2", "3"]
+
+
+def test_it_has_the_loss_and_accuracies_that_the_run_recorded(run, images):
+    labels = images.test_labels
+    logits = run.logits(images.test_images, "none").astype(np.float64)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+    assert losses.mean() == pytest.approx(run.result["epochs"][-1]["test_loss"], rel=1e-5)
+    assert (logits.argmax(1) == labels).mean() == pytest.approx(run.result["test_accuracy"])
+    viewed = run.logits(images.test_images)
+    assert (viewed.argmax(1) == labels).mean() == pytest.approx(run.result["test_accuracy_tta"])
+    mirrored = run.logits(images.test_images[:, :, ::-1], "none")
+    np.testing.assert_allclose(viewed, (logits + mirrored) / 2, atol=1e-5)
+    assert np.abs(viewed - logits).max() > 1e-3  # they are other logits
+
+
+def test_the_logits_of_an_image_do_not_depend_on_the_others(run, images, monkeypatch):
+    alone = run.logits(images.test_images[:7])
+    monkeypatch.setattr(trained, "BATCH", 3)
+    np.testing.assert_allclose(run.logits(images.test_images[:7]), alone, atol=1e-5)
+    assert run.logits(images.test_images[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda folder: (folder / "result.json").unlink(), "cannot read"),
+        (lambda folder: (folder / "result.json").write_text("[" * 100_000), "damaged"),
+        (lambda folder: (folder / "result.json").write_text("{}"), "is no result of a run"),
+        (lambda folder: (folder / "result.json").write_bytes(b"\xff\xfe"), "damaged"),
+        (lambda folder: change_result(folder, finished=False), "--resume"),
+        (lambda folder: change_result(folder, hyperparameters={"width": "4"}), "width is '4'"),
+        (lambda folder: change_result(folder, hyperparameters={"network": "resnet"}), "resnet"),
+        (lambda folder: change_result(folder, hyperparameters={"width": 8}), "instead of float32"),
+        (lambda folder: change_result(folder, hyperparameters={"whiten": False}), "not of this network"),
+        (lambda folder: change_result(folder, data={"classes": ["a"]}), "head/kernel"),
+        (lambda folder: change_result(folder, data={"classes": "abcd"}), "classes, mean or std"),
+        (lambda folder: change_result(folder, data={"std": [1.0, 0.0, 1.0]}), "classes, mean or std"),
+        (lambda folder: (folder / "weights.npz").unlink(), "cannot read"),
+        (lambda folder: os.truncate(folder / "weights.npz", 5_000), "weights.npz"),
+        (lambda folder: change_weights(folder, lambda a: a.pop("head/kernel")), "head/kernel is missing"),
+        (lambda folder: change_weights(folder, lambda a: a.update(more=np.zeros(2))), "more is not of this"),
+        (
+            lambda folder: change_weights(folder, lambda a: a.update({"head/kernel": a["head/kernel"].T})),
+            "head/kernel is float32",
+        ),
+        (
+            lambda folder: change_weights(
+                folder, lambda a: a.update({"head/kernel": a["head/kernel"].astype("f8")})
+            ),
+            "head/kernel is float64",
+        ),
+        (
+            lambda folder: change_weights(folder, lambda a: a.update({"head/kernel": np.zeros(9**6, "f4")})),
+            "too many",
+        ),
+        (
+            lambda folder: change_weights(folder, lambda a: a.update({"head/kernel": np.array([print] * 9)})),
+            "allow_pickle",
+        ),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_one_line(run_folder, spoil, words):
+    spoil(run_folder)
+    with pytest.raises(UserError, match=words) as caught:
+        trained.load(run_folder)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_an_older_result_is_told_from_a_damaged_one(run_folder):
+    path = run_folder / "result.json"
+    result = record.read_result(path)
+    del result["data"]["classes"], result["data"]["mean"]
+    path.write_text(record.encode(result))
+    with pytest.raises(UserError, match="lacks the data's classes, mean; an older version"):
+        trained.load(run_folder)
+
+
+FRESH = """
+import json, sys
+import numpy as np, tensorflow as tf
+folder, root = sys.argv[1:]
+images = np.load(f"{folder}/images.npy")
+served = tf.saved_model.load(f"{folder}/saved_model").signatures["serving_default"]
+answers = [served(images=tf.constant(images[:count])) for count in (1, 5)]
+assert not {"lab.runs.trained", "lab.ladder.networks", "lab.ladder.layers"} & sys.modules.keys()
+sys.path.insert(0, root)
+from lab.runs import trained
+model = tf.keras.models.load_model(f"{folder}/model.keras")
+np.savez(
+    f"{folder}/answers.npz",
+    one=answers[0]["logits"], five=answers[1]["logits"], probabilities=answers[1]["probabilities"],
+    keras=model(images), predicted=model.predict(images, verbose=0),
+)
+print(json.dumps(model.description.classes))
+"""
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' variables, NumPy 2
+def test_both_exports_give_the_same_logits_in_a_fresh_process(run, images, tmp_path):
+    folder = tmp_path / "model"
+    trained.export(run.classifier, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["classes.json", "model.keras", "saved_model"]
+    np.save(folder / "images.npy", images.test_images[:5])
+    command = [sys.executable, "-c", FRESH, str(folder), str(ROOT)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (
+        json.loads(done.stdout) == json.loads((folder / "classes.json").read_text()) == ["0", "1", "2", "3"]
+    )
+    expected = run.logits(images.test_images[:5])
+    with np.load(folder / "answers.npz") as answers:
+        for name in ("five", "keras", "predicted"):
+            np.testing.assert_allclose(answers[name], expected, atol=1e-5)
+        np.testing.assert_allclose(answers["one"], expected[:1], atol=1e-5)
+        powers = np.exp(expected.astype(np.float64))
+        np.testing.assert_allclose(answers["probabilities"], powers / powers.sum(1, keepdims=True), atol=1e-6)
+
+
+def test_an_export_is_whole_or_not_there_and_never_overwritten(run, tmp_path, monkeypatch):
+    def fails(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run.classifier, "save", fails)
+    with pytest.raises(UserError, match=r"No space left") as caught:
+        trained.export(run.classifier, tmp_path / "model")
+    assert caught.value.exit_code == 5 and list((tmp_path / "model").iterdir()) == []
+    (tmp_path / "model" / "model.keras").write_text("mine")
+    with pytest.raises(UserError, match=r"holds model\.keras already"):
+        trained.export(run.classifier, tmp_path / "model")
+    assert (tmp_path / "model" / "model.keras").read_text() == "mine"

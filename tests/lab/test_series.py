@@ -1,0 +1,155 @@
+"""Several seeds in one process: each as if it were alone, going on where it stopped, and their statistics."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import train_eager
+from lab import series
+from lab.base.errors import UserError
+from lab.runs import record
+
+
+def weights(folder):
+    with np.load(folder / "weights.npz") as arrays:
+        return {name: arrays[name].tobytes() for name in arrays}
+
+
+@pytest.fixture(scope="module")
+def options(small_data):
+    """A recipe with all that a seed decides: weights, order, alternating flips, an average, two optimizers."""
+    return {
+        "data": small_data, "device": "cpu", "width": 4, "batch_size": 16, "epochs": 2, "learning_rate": 0.05,
+        "recipe": "speedrun", "tta": "flip", "ema_every": 2, "ema_keeps": 0.9, "jit": False,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(options, tmp_path_factory):
+    """A series of the seeds 5 to 7: its folder, what train() returned, how often its step was traced."""
+    folder = tmp_path_factory.mktemp("series") / "three"
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        begin = train_eager.Run.__init__
+        patch.setattr(
+            train_eager.Run, "__init__", lambda run, *a, **k: (made.append(run), begin(run, *a, **k))[1]
+        )
+        found = train_eager.train(**options, seed=5, runs=3, out=str(folder))
+    (run,) = made
+    return folder, found, run.train_steps.experimental_get_tracing_count()
+
+
+def test_each_run_is_the_one_that_its_seed_gives_alone(done, options, tmp_path):
+    folder, found, traces = done
+    assert traces == 1
+    assert [result["seed"] for result in found["runs"]] == [5, 6, 7]
+    for seed in (5, 7):
+        alone = train_eager.train(**options, seed=seed, out=str(tmp_path / str(seed)))
+        assert weights(folder / f"seed-{seed}") == weights(tmp_path / str(seed))
+        for name in ("test_accuracy", "test_accuracy_tta"):
+            assert found["runs"][seed - 5][name] == alone[name]
+    assert weights(folder / "seed-5") != weights(folder / "seed-6")
+    assert found["runs"][0]["compile_seconds"] > 0 == found["runs"][1]["compile_seconds"]
+
+
+def test_the_table_is_scipys(done, options, capsys):
+    stats = pytest.importorskip("scipy.stats")
+    folder, found, _ = done
+    assert train_eager.main(["--resume", str(folder)]) == 0  # nothing is left to train
+    text = capsys.readouterr().out
+    assert text.count("finished before: accuracy") == 3
+    values = [result["test_accuracy_tta"] for result in found["runs"]]
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    line = next(line for line in text.splitlines() if line.startswith("with TTA, flip views"))
+    for number in (np.mean(values), np.std(values, ddof=1), low, high):
+        assert f"{100 * number:.3f}" in line or f"{100 * number:.2f}" in line, (number, line)
+
+
+def test_an_interrupted_series_goes_on_and_can_be_longer(done, options, tmp_path, monkeypatch):
+    folder, found, _ = done
+    own = tmp_path / "series"
+    save = train_eager.Run._save
+
+    def stop(run, epoch, step):
+        save(run, epoch, step)
+        if run.options.seed == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_eager.Run, "_save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_eager.train(**options, seed=5, runs=2, out=str(own))
+    assert not record.read_result(own / "seed-6")["finished"]
+    shutil.rmtree(own / "seed-6" / "checkpoints")  # as if killed before the first checkpoint
+    again = train_eager.train(resume=str(own), runs=3)
+    assert [result["test_accuracy"] for result in again["runs"]] == [
+        result["test_accuracy"] for result in found["runs"]
+    ]
+    for seed in (5, 6, 7):
+        assert weights(own / f"seed-{seed}") == weights(folder / f"seed-{seed}")
+
+
+def test_a_run_goes_on_from_its_checkpoint_within_a_series(done, options, tmp_path, monkeypatch):
+    folder = done[0]
+    own, save = tmp_path / "series", train_eager.Run._save
+
+    def stop(run, epoch, step):
+        save(run, epoch, step)
+        if run.options.seed == 6:
+            raise UserError("stopped by a test", exit_code=143)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_eager.Run, "_save", stop)
+        with pytest.raises(UserError, match=f"of the whole series: --resume {own}"):
+            train_eager.train(**options, seed=5, runs=2, out=str(own))
+    train_eager.train(resume=str(own))
+    assert weights(own / "seed-6") == weights(folder / "seed-6")
+
+
+def test_auto_finds_the_newest_unfinished_series(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, runs in (("speedrun-5x2-old", 2), ("speedrun-5x2-new", 2), ("davidnet-5x2", 2)):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        about = {"hyperparameters": {"seed": 5, "runs": runs}}
+        (folder / series.NAME).write_text(record.encode(about))
+    wanted = train_eager.constants()
+    wanted = train_eager.settings.change(wanted, {"recipe": "speedrun", "seed": 5, "runs": 2})
+    assert series.find("auto", wanted) == "runs/speedrun-5x2-new"
+    assert series.find("auto", train_eager.settings.change(wanted, {"seed": 1})) == ""
+    assert series.find("", wanted) == ""
+
+
+def test_what_does_not_go_is_one_line(done, options, tmp_path, monkeypatch):
+    folder = done[0]
+    with pytest.raises(UserError, match="holds a series"):
+        train_eager.train(**options, seed=5, runs=3, out=str(folder))
+    with pytest.raises(UserError, match="--width 4, not 8"):
+        train_eager.train(resume=str(folder), width=8)
+    with pytest.raises(UserError, match="holds no series"):
+        train_eager.train(resume=str(folder / "seed-5"), runs=2)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / series.NAME).write_text((copy / series.NAME).read_text().replace('"seed": 5', '"seed": 6'))
+    with pytest.raises(UserError, match=r"series\.json.*checksum"):
+        train_eager.train(resume=str(copy))
+    (tmp_path / "mine" / "seed-6").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds seed-6"):
+        train_eager.train(**options, seed=5, runs=2, out=str(tmp_path / "mine"))
+    with pytest.raises(UserError, match="nowhere") as error:
+        train_eager.train(**options | {"data": str(tmp_path / "nowhere")}, runs=2, out=str(tmp_path / "new"))
+    assert "--resume" not in str(error.value) and not (tmp_path / "new").exists()
+    workers = {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(workers))
+    with pytest.raises(UserError, match="--runs 2 is for one process"):
+        train_eager.train(**options, runs=2, out=str(tmp_path / "none"))
+
+
+def test_images_drawn_by_the_seed_are_drawn_anew(tmp_path):
+    found = train_eager.train(
+        data="synthetic", limit_train=64, limit_test=16, device="cpu", width=2, batch_size=32, epochs=1,
+        jit=False, runs=2, out=str(tmp_path / "series"), checkpoint_every=0,
+    )  # fmt: skip
+    one, other = (result["data"]["sha256"] for result in found["runs"])
+    assert one != other
