@@ -32,8 +32,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chat
 import numpy as np
 import tensorflow as tf
 
-import schedule
 from lab import options as settings
+from lab import schedules as schedule
 from lab import series
 from lab.base import console
 from lab.base.errors import UserError

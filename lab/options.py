@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import schedule
+from lab import schedules as schedule
 from lab.base.errors import Parser, UserError
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from lab.options import Settings
-from schedule import PiecewiseLinear
+from lab.schedules import PiecewiseLinear
 
 
 class EpochRate(tf.keras.optimizers.schedules.LearningRateSchedule):

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import schedule
 from lab import options as settings
+from lab import schedules as schedule
 from lab.base.errors import Parser, UserError, ends_in_a_line
 from lab.images import formats
 from lab.ladder import recipes

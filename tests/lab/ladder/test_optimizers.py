@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import schedule
 import train_eager
+from lab import schedules as schedule
 from lab.ladder import optimizers as optimizer
 from lab.ladder import recipes
 from lab.ladder.optimizers import EpochRate, Lars, Muon, Nesterov, orthogonalise
-from schedule import PiecewiseLinear
+from lab.schedules import PiecewiseLinear
 
 
 def test_two_steps_by_hand():

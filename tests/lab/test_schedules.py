@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import schedule
+from lab import schedules as schedule
 from lab.base.errors import UserError
 from lab.ladder.optimizers import EpochRate
 
