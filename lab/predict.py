@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lab import options as settings
-from lab.base.errors import Parser, UserError, ends_in_a_line
+from lab.base.errors import Parser, UserError, exits_with_one_line
 from lab.report.confusion import evaluate, evaluation_text, load_data, probabilities, write_predictions
 
 if TYPE_CHECKING:  # lab/runs/trained.py imports TensorFlow, for which -h need not wait
@@ -105,7 +105,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-@ends_in_a_line
+@exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     options = parse(arguments)

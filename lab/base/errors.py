@@ -1,12 +1,29 @@
-"""The one exception whose message a user sees without a traceback, and command lines that raise and show it."""
+"""The one exception whose message a user sees without a traceback, exit codes, and command lines that show both."""
 
 import argparse
+import difflib
 import functools
+import re
 import sys
-from collections.abc import Callable
-from typing import NoReturn, ParamSpec
+from collections.abc import Callable, Iterable, Sequence
+from enum import IntEnum
+from typing import Any, NoReturn, ParamSpec
 
 P = ParamSpec("P")
+
+
+class Exit(IntEnum):
+    """What a program exits with. A run that is stopped by a signal exits with 128 and the signal's number."""
+
+    DONE = 0
+    NO = 1  # a check's answer: stale figures, a program that the TPU compiler refuses
+    USAGE = 2  # a mistake in the flags, the data or the folder
+    NOT_FINITE = 3  # a loss or gradient, on any replica
+    LOST_WORKER = 4
+    CANNOT_WRITE = 5  # the disk is full, or the folder read-only or gone
+    EXHAUSTED = 6  # the batch does not fit in memory
+    UNFORESEEN = 7  # an error of the program's own
+    INTERRUPTED = 130  # Ctrl-C, as the shell's own
 
 
 class UserError(Exception):
@@ -18,7 +35,7 @@ class UserError(Exception):
         exit_code: what the process should exit with.
     """
 
-    def __init__(self, message: str, *, exit_code: int = 2) -> None:
+    def __init__(self, message: str, *, exit_code: int = Exit.USAGE) -> None:
         super().__init__(" ".join(message.splitlines()))
         self.exit_code: int = exit_code
 
@@ -29,9 +46,53 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} -h lists the flags")
 
+    def parse_args(  # type: ignore[override]  # argparse's has overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As argparse's, but an unknown flag's error suggests the known one that was probably meant."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = re.findall(r"--[\w-]+", self.format_usage())
+            name = unknown[0].partition("=")[0]
+            if hint := nearest(name, flags):
+                raise UserError(f"unknown argument {name}; {hint}")
+            self.error(f"unknown argument {unknown[0]}")
+        return known
 
-def ends_in_a_line(main: Callable[P, int]) -> Callable[P, int]:
-    """Makes a UserError in a program's `main` its line on stderr and its exit code."""
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'did you mean ...?' with the known name, or flag, that was probably meant, or '' if none is like it.
+
+    An abbreviation goes before a likeness of letters: --batch is --batch-size, lr is learning_rate, decay is
+    weight_decay, and --learning-rat is --learning-rate.
+    """
+    wanted, plain = _plain(name), {_plain(other): other for other in known}
+    words = {other: other.split("-") for other in plain}
+    like = (
+        [other for other in plain if wanted and other.startswith(wanted)]
+        or [other for other in plain if wanted == "".join(word[0] for word in words[other] if word)]
+        or difflib.get_close_matches(wanted, plain, n=1)
+        or [other for other in plain if len(wanted) > 2 and any(w.startswith(wanted) for w in words[other])]
+    )
+    return f"did you mean {plain[like[0]]}?" if like else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-").strip("-")
+
+
+def brief(error: Exception) -> str:
+    """The error in a few words."""
+    text = (
+        getattr(error, "message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
+    )
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(text))  # which of tf.data's nodes it was
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else f"{text[:80]}...{text[-117:]}"  # TensorFlow says the cause last
+
+
+def exits_with_one_line(main: Callable[P, int]) -> Callable[P, int]:
+    """Makes a UserError in a program's `main`, and Ctrl-C, a line on stderr and an exit code."""
 
     @functools.wraps(main)
     def guarded(*arguments: P.args, **options: P.kwargs) -> int:
@@ -40,5 +101,8 @@ def ends_in_a_line(main: Callable[P, int]) -> Callable[P, int]:
         except UserError as error:
             print(error, file=sys.stderr)
             return error.exit_code
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return Exit.INTERRUPTED
 
     return guarded

@@ -1,68 +1,92 @@
-"""Files on any path that tf.io.gfile knows, `gs://` too: written whole, reached in time, errors in a few words."""
+"""Local files: written complete or not at all, their checksums, and JSON that carries its own.
 
+Nothing here needs TensorFlow. `lab/base/storage.py` does the same on any path that TensorFlow reaches, gs:// too.
+"""
+
+import contextlib
+import hashlib
+import json
 import os
-import re
-import threading
-from collections.abc import Callable
-from typing import Any
+import tempfile
+from pathlib import Path
+from typing import Any, BinaryIO
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; read at its import
+from lab.base.errors import Exit, UserError
 
-import tensorflow as tf
-
-from lab.base.errors import UserError
-
-# What tf.io.gfile, TFRecords and tf.train.Checkpoint raise where a file cannot be written or read.
-FILE_ERRORS = (tf.errors.OpError, OSError)
-ANSWER_SECONDS = 30.0  # of a storage service to the first question; TensorFlow itself tries for minutes
+CHECKSUM = "sha256"  # the last key of what encode makes
 
 
-def is_remote(path: str) -> bool:
-    """Whether the path names its file system: gs://bucket/folder."""
-    return "://" in path
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Writes a file such that readers see all of it or what was there before.
 
-
-def brief(error: Exception) -> str:
-    """The error in a few words."""
-    text = (
-        getattr(error, "message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
-    )
-    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(text))  # which of tf.data's nodes it was
-    text = " ".join(text.split())
-    return text if len(text) <= 200 else f"{text[:80]}...{text[-117:]}"  # TensorFlow says the cause last
-
-
-def write_whole(path: str, text: str) -> None:
-    """Writes a file under another name and renames it. Raises one of FILE_ERRORS."""
-    with tf.io.gfile.GFile(f"{path}.part", "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(f"{path}.part", path, overwrite=True)
-
-
-def first_answer(path: str, question: Callable[[str], Any]) -> Any:
-    """question(path), the first about this path, asked in a thread so that it cannot take longer than ANSWER_SECONDS.
-
-    Raises UserError if it does, or if the path cannot be reached: no network, credentials or such file system.
-    Errors that say that something is not there are the caller's.
+    Raises UserError, with an exit code of its own, if it cannot be written.
     """
-    found: list[Any] = []
-    failed: list[Exception] = []
+    try:
+        replace(path, content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free the disk or the folder, or try another --out",
+            exit_code=Exit.CANNOT_WRITE,
+        ) from None
 
-    def ask() -> None:
-        try:
-            found.append(question(path))
-        except FILE_ERRORS as error:
-            failed.append(error)
 
-    # A daemon: a thread that still waits for an answer does not keep the process from ending.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(ANSWER_SECONDS)
-    remedy = "check the path, the network and the credentials (gcloud auth application-default login)"
-    if thread.is_alive():
-        raise UserError(f"{path} does not answer within {ANSWER_SECONDS:g} s; {remedy}")
-    if failed and isinstance(failed[0], tf.errors.NotFoundError):
-        raise failed[0]
-    if failed:
-        raise UserError(f"cannot reach {path}: {brief(failed[0])}; {remedy}")
-    return found[0]
+def replace(path: str | Path, content: str | bytes) -> None:
+    """Writes a file under a temporary name, to the disk, and renames it. Raises OSError."""
+    path, temporary = Path(path), None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "wb", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = file.name
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # or the new name could survive a power cut and the content not
+        os.chmod(temporary, 0o644)  # a temporary file is its owner's alone
+        os.replace(temporary, path)
+    except OSError:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise
+
+
+def sum_of(path: str | Path, algorithm: str = "sha256") -> str:
+    """The checksum of a file, in hexadecimal; `algorithm` is one of hashlib's. Raises OSError."""
+    with open(path, "rb") as file:
+        return sum_of_stream(file, algorithm)
+
+
+def sum_of_stream(file: BinaryIO, algorithm: str = "sha256") -> str:
+    """The checksum of an open file from where it stands, read in pieces of a MiB."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def encode(content: dict[str, Any]) -> str:
+    """An object as JSON, with a last key for the sha256 of the rest, by which decode tells damage.
+
+    Raises ValueError for a number that is not finite.
+    """
+    return _text(content | {CHECKSUM: _sha256(content)})
+
+
+def decode(text: str) -> dict[str, Any]:
+    """What encode was given. Raises ValueError, with what is wrong, if it is something else, damaged or edited."""
+    try:
+        content = json.loads(text)
+        same = content.pop(CHECKSUM) == _sha256(content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it cannot be parsed, or has no checksum ({type(error).__name__})") from None
+    if not same:
+        raise ValueError("its checksum differs, so it is not what was written")
+    return content
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_text(content).encode()).hexdigest()

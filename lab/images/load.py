@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab import options as settings
-from lab.base.errors import Parser, UserError, ends_in_a_line
+from lab.base.errors import Parser, UserError, exits_with_one_line
 from lab.images import download, formats
 from lab.images.imagefile import ImageFile, Images
 
@@ -444,7 +444,7 @@ def reflect_pad(images: NDArray[Any], pad: int) -> NDArray[Any]:
 # --- python -m lab.images.load ------------------------------------------------------------------------------
 
 
-@ends_in_a_line
+@exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     options = vars(_parser().parse_args(arguments))

@@ -30,13 +30,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chat
 
 import tensorflow as tf
 
-from lab.base import files as storage
-from lab.base.errors import UserError
+from lab.base import storage
+from lab.base.errors import Exit, UserError, brief
+from lab.base.files import decode, encode
 from lab.images import formats
 from lab.images.formats import TFRECORD_MANIFEST
 from lab.images.imagefile import IMAGE_BYTES, IMAGE_SHAPE, ImageFile, Images
 from lab.machine import memory
-from lab.runs import record
 
 VERSION = 1  # of the manifest and the records
 IMAGES_A_SHARD = 5_000  # at most; about 12 MB of CIFAR-10
@@ -115,13 +115,13 @@ def write(folder: str, images: formats.Arrays, about: dict[str, Any]) -> Manifes
             **{f"{part}_images": sum(shard.images for shard in shards) for part, shards in parts.items()},
             **{part: [asdict(shard) for shard in shards] for part, shards in parts.items()},
         }
-        storage.write_whole(f"{folder}/{TFRECORD_MANIFEST}", record.encode(content))
+        storage.write_whole(f"{folder}/{TFRECORD_MANIFEST}", encode(content))
     except storage.FILE_ERRORS as error:
         raise UserError(
-            f"cannot write {folder}: {storage.brief(error)}; free the disk, or give another folder",
-            exit_code=record.CANNOT_WRITE,
+            f"cannot write {folder}: {brief(error)}; free the disk, or give another folder",
+            exit_code=Exit.CANNOT_WRITE,
         ) from None
-    return _parse(record.encode(content))
+    return _parse(encode(content))
 
 
 def _write_part(
@@ -199,16 +199,14 @@ def read_manifest(folder: str) -> Manifest:
             f"--data {folder} holds no {TFRECORD_MANIFEST}, so no TFRecords, or only a part; {_ANEW}"
         ) from None
     except storage.FILE_ERRORS as error:
-        raise UserError(
-            f"cannot read {path}: {storage.brief(error)}; check the path and its rights"
-        ) from None
+        raise UserError(f"cannot read {path}: {brief(error)}; check the path and its rights") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(f"{path} is no manifest or is damaged ({what}); {_ANEW}") from None
 
 
 def _ask(path: str, question: Callable[[str], Any]) -> Any:
-    return storage.first_answer(path, question) if storage.is_remote(path) else question(path)
+    return storage.with_timeout(path, question) if storage.is_remote(path) else question(path)
 
 
 def _text(path: str) -> str:
@@ -221,7 +219,7 @@ def _text(path: str) -> str:
 
 def _parse(text: str) -> Manifest:
     """A manifest's text, checked; ValueError, KeyError or TypeError say what is wrong."""
-    content = record.decode(text)
+    content = decode(text)
     if content["version"] != VERSION:
         raise ValueError(f"version {content['version']}, this program reads {VERSION}")
     parts = {part: tuple(RecordFile(**entry) for entry in content[part]) for part in ("train", "test")}
@@ -301,7 +299,7 @@ def _check_files(folder: str, shards: Sequence[RecordFile]) -> None:
         except tf.errors.NotFoundError:
             return _not_written(folder, shard, "is missing")
         except storage.FILE_ERRORS as error:
-            return _not_written(folder, shard, f"cannot be read ({storage.brief(error)})")
+            return _not_written(folder, shard, f"cannot be read ({brief(error)})")
         if size != shard.bytes:
             return _not_written(folder, shard, f"has {size:,} bytes instead of {shard.bytes:,}")
         return None
@@ -347,5 +345,5 @@ def _which(folder: str, shards: Sequence[RecordFile], error: Exception) -> UserE
             for _ in _batches(folder, [shard]):
                 pass
         except tf.errors.OpError as fault:
-            return _not_written(folder, shard, f"cannot be read ({storage.brief(fault)})")
-    return UserError(f"cannot read {folder}: {storage.brief(error)}; try again")
+            return _not_written(folder, shard, f"cannot be read ({brief(fault)})")
+    return UserError(f"cannot read {folder}: {brief(error)}; try again")

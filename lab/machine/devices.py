@@ -21,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chat
 import tensorflow as tf
 
 from lab.base import console
-from lab.base.errors import Parser, UserError, ends_in_a_line
+from lab.base.errors import Parser, UserError, exits_with_one_line
 from lab.machine import preflight
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
@@ -317,7 +317,7 @@ def _parser() -> Parser:
     return parser
 
 
-@ends_in_a_line
+@exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The preflight; `arguments` are sys.argv's without the program. Returns the exit code."""
     options = _parser().parse_args(arguments)

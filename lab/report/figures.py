@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lab import options as settings
 from lab import schedules as schedule
-from lab.base.errors import Parser, UserError, ends_in_a_line
+from lab.base.errors import Parser, UserError, exits_with_one_line
 from lab.images import formats
 from lab.ladder import recipes
 from lab.report.confusion import VIEWS, load_data
@@ -309,7 +309,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-@ends_in_a_line
+@exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     options = parse(arguments)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import documents as readme
-from lab.base.errors import Parser, UserError, ends_in_a_line
+from lab.base.errors import Parser, UserError, exits_with_one_line
 from lab.report import evidence, page, tables
 from lab.report import times as speed
 from lab.report.evidence import Report
@@ -81,7 +81,7 @@ def as_json(report: Report) -> dict[str, Any]:
 # ---- the command line --------------------------------------------------------------------------------------
 
 
-@ends_in_a_line
+@exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)

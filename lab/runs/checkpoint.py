@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from lab.base.errors import UserError
-from lab.base.files import FILE_ERRORS, brief, write_whole
+from lab.base.errors import UserError, brief
+from lab.base.storage import FILE_ERRORS, write_whole
 from lab.runs.record import CANNOT_WRITE
 
 FOLDER = "checkpoints"

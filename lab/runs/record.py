@@ -1,7 +1,6 @@
 """What a run leaves behind: result.json and dawnbench.tsv, each written whole or not at all."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -15,37 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.base.errors import UserError
+from lab.base.errors import Exit, UserError
+from lab.base.files import decode, encode, write_whole
 from lab.machine import memory
 
-CHECKSUM = "sha256"  # key of result.json
-CANNOT_WRITE = 5  # exit code: the disk is full, or the folder read-only or gone
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file under a temporary name, to the disk, and renames it: readers see all of it or none.
-
-    Raises UserError, with an exit code of its own, if the folder cannot be written.
-    """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "wb", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = file.name
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free the disk or the folder, or try another --out",
-            exit_code=CANNOT_WRITE,
-        ) from None
+CANNOT_WRITE = Exit.CANNOT_WRITE
 
 
 def make_folder(out: str, default: Path, *, resumed: bool = False) -> Path:
@@ -83,24 +56,6 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     write_whole(folder / "dawnbench.tsv", dawnbench_table(result["epochs"]))
 
 
-def encode(content: dict[str, Any]) -> str:
-    """A result or a manifest as JSON, with a last key for the sha256 of the rest, by which decode tells damage."""
-    return _text(content | {CHECKSUM: _sha256(content)})
-
-
-def decode(text: str) -> dict[str, Any]:
-    """What encode was given. Raises ValueError, with what is wrong, if it is something else, damaged or edited."""
-    try:
-        content = json.loads(text)
-        known = content.pop(CHECKSUM)
-        whole = known == _sha256(content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"it cannot be parsed, or has no checksum ({type(error).__name__})") from None
-    if not whole:
-        raise ValueError("its checksum differs, so it is not what was written")
-    return content
-
-
 def read_result(path: Path) -> dict[str, Any]:
     """What write_result was given, from the file or the folder that it is in.
 
@@ -123,14 +78,6 @@ def is_result(path: Path) -> bool:
         return True  # so that reading says what is wrong with it
     # Either name may be damaged.
     return isinstance(content, dict) and bool({"test_accuracy", "train_seconds"} & set(content))
-
-
-def _text(result: dict[str, Any]) -> str:
-    return json.dumps(result, indent=2, allow_nan=False) + "\n"
-
-
-def _sha256(result: dict[str, Any]) -> str:
-    return hashlib.sha256(_text(result).encode()).hexdigest()
 
 
 def dawnbench_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -32,7 +32,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; read at its import
 
-from lab.base.errors import Parser, UserError, ends_in_a_line
+from lab.base.errors import Parser, UserError, exits_with_one_line
 from lab.ladder import recipes
 from lab.runs import results
 from lab.tpu import table as tputables
@@ -376,7 +376,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@ends_in_a_line
+@exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     options = _parser().parse_args(arguments)

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import train_eager
 from lab import options as settings
-from lab.base import files as storage
+from lab.base import storage
 from lab.base.errors import UserError
 from lab.images import imagefile, tfrecords
 from lab.images import load as data
@@ -343,7 +343,7 @@ def test_a_storage_that_does_not_answer_is_given_up(monkeypatch):
     monkeypatch.setattr(storage, "ANSWER_SECONDS", 0.1)
     start = time.monotonic()
     with pytest.raises(UserError, match=r"gs://b does not answer within 0.1 s.*credentials"):
-        storage.first_answer("gs://b", lambda _: time.sleep(1))
+        storage.with_timeout("gs://b", lambda _: time.sleep(1))
     assert time.monotonic() - start < 0.9
 
 

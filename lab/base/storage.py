@@ -1,0 +1,68 @@
+"""`lab.base.files` for any path that tf.io.gfile knows, `gs://` too, and questions to it that end in time."""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; read at its import
+
+import tensorflow as tf
+
+from lab.base import files
+from lab.base.errors import UserError, brief
+
+# What tf.io.gfile, TFRecords and tf.train.Checkpoint raise where a file cannot be written or read.
+FILE_ERRORS = (tf.errors.OpError, OSError)
+ANSWER_SECONDS = 30.0  # of a storage service to the first question; TensorFlow itself tries for minutes
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether the path names its file system: gs://bucket/folder."""
+    return "://" in str(path)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """As files.write_whole, on any path. Raises one of FILE_ERRORS: what remedy there is, the caller knows."""
+    if not is_remote(path):
+        files.replace(path, content)
+        return
+    with tf.io.gfile.GFile(f"{path}.part", "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    tf.io.gfile.rename(f"{path}.part", path, overwrite=True)
+
+
+def sum_of(path: str | Path, algorithm: str = "sha256") -> str:
+    """As files.sum_of, on any path. Raises one of FILE_ERRORS."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return files.sum_of_stream(file, algorithm)
+
+
+def with_timeout(path: str, question: Callable[[str], Any]) -> Any:
+    """question(path), the first about this path, asked in a thread so that it cannot take longer than ANSWER_SECONDS.
+
+    Raises UserError if it does, or if the path cannot be reached: no network, credentials or such file system.
+    NotFoundError is left to the caller.
+    """
+    answers: list[Any] = []
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(question(path))
+        except FILE_ERRORS as error:
+            errors.append(error)
+
+    # A daemon: a thread that still waits for an answer does not keep the process from ending.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    remedy = "check the path, the network and the credentials (gcloud auth application-default login)"
+    if thread.is_alive():
+        raise UserError(f"{path} does not answer within {ANSWER_SECONDS:g} s; {remedy}")
+    if errors and isinstance(errors[0], tf.errors.NotFoundError):
+        raise errors[0]
+    if errors:
+        raise UserError(f"cannot reach {path}: {brief(errors[0])}; {remedy}")
+    return answers[0]
