@@ -47,16 +47,19 @@ def row(values: dict[str, Any]) -> str:
 
 
 class EpochBar:
-    """A bar over the images of an epoch, on stderr: images/s and the time left in the run.
+    """A bar over the images of each epoch, on stderr: images/s and the time left in the run. A context manager.
 
-    There is none where stdout is no terminal. The time left counts training only.
+    Not shown unless stdout is a terminal or a notebook's. The time left counts training only.
+
+    Args:
+        epochs: number of the last one.
+        images: in an epoch.
     """
 
-    def __init__(self, epoch: int, epochs: int, images: int) -> None:
-        self.later = (epochs - epoch) * images  # images of the epochs to come
+    def __init__(self, epochs: int, images: int) -> None:
+        self.epochs, self.epoch = epochs, 0
         self.bar = tqdm(
             total=images,
-            desc=f"epoch {epoch}/{epochs}",
             unit="images",
             unit_scale=True,
             leave=False,
@@ -64,12 +67,20 @@ class EpochBar:
             bar_format="{desc} {percentage:3.0f}%|{bar:24}| {rate_fmt}{postfix}",
         )
 
-    def advance(self, images: int) -> None:
-        self.bar.update(images)
+    def __enter__(self) -> "EpochBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, epoch: int, images: int) -> None:
+        """So many images of that epoch have been seen."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.bar.reset()
+            self.bar.set_description_str(f"epoch {epoch}/{self.epochs}", refresh=False)
+        self.bar.update(images - self.bar.n)
         rate = self.bar.format_dict["rate"]
         if rate:
-            left = (self.bar.total - self.bar.n + self.later) / rate
+            left = (self.bar.total - images + (self.epochs - epoch) * self.bar.total) / rate
             self.bar.set_postfix_str(f"{tqdm.format_interval(left)} left", refresh=False)
-
-    def close(self) -> None:
-        self.bar.close()
