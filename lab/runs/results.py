@@ -1,16 +1,19 @@
-"""The results that runs leave, read back and checked: result.json files, and the records made of them.
+"""The results that runs leave, read back: result.json files, and the records made of them.
 
-Nothing here needs TensorFlow. What a file says is not trusted: a wrong type, a number that is not finite or text
-that does not print is a `UserError` of one line, or is replaced, before anything is computed or shown.
+Nothing here needs TensorFlow. A result's checksum says that it is what was written; what is read of it is checked
+besides to be of its kind, finite and printable, so that whoever computes with it or shows it need not ask. What is
+not is a `UserError` of one line, or, of text, replaced.
 """
 
+import dataclasses
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_origin
 
 from lab.base.errors import UserError
 from lab.runs import record
@@ -20,60 +23,52 @@ NOT_SEARCHED = ("checkpoints", "__pycache__", "node_modules")  # folders; hidden
 Value = str | int | float | bool | None
 
 
+def at(inside: str = "", name: str = "", *, high: float = 1e15) -> Any:
+    """A field that is read from another place than the top of the file, or a number with a limit of its own."""
+    return dataclasses.field(metadata={"inside": inside, "name": name, "high": high})
+
+
 @dataclass(frozen=True)
 class Epoch:
     """One row of a result: losses are means an image, accuracies shares, the seconds this epoch's training alone."""
 
     train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
-    train_seconds: float
+    train_accuracy: float = at(high=1)
+    test_loss: float = at()
+    test_accuracy: float = at(high=1)
+    train_seconds: float = at()
 
 
 @dataclass(frozen=True)
 class Run:
-    """A result. Accuracies are shares of 1; what older results do not have is None.
+    """A result. Accuracies are shares of 1; what older results do not have is None."""
 
-    Args:
-        path: the file it was read from.
-        hyperparameters: by name, as they were recorded; an older result's flip in today's words.
-        synthetic: whether the images were made up.
-        data_sha256: of the images.
-        train_images, test_images: how many there were.
-        accelerators: their names; () on a CPU.
-        replicas: devices that shared each batch.
-        epochs: one for each epoch trained, which may be fewer than the schedule's.
-        test_accuracy_tta: over several views of each test image.
-        total_seconds: training and evaluation; `compile_seconds` are apart.
-        airbench_seconds: by airbench's rule, see `lab/report/times.py`.
-        forward_gflop_per_image: GFLOP of the forward pass for one image.
-    """
-
-    path: Path
+    path: Path  # the file it was read from
+    hyperparameters: Mapping[str, Value]  # by name, as recorded; an older result's flip in today's words
+    epochs: tuple[Epoch, ...]  # one for each epoch trained, which may be fewer than the schedule's
     recipe: str
     seed: int
     finished: bool
-    hyperparameters: Mapping[str, Value]
-    synthetic: bool
-    data_sha256: str
-    train_images: int
-    test_images: int
-    processor: str
-    cores: int | None
-    accelerators: tuple[str, ...]
-    precision: str
-    replicas: int
-    versions: Mapping[str, str]
-    epochs: tuple[Epoch, ...]
-    test_accuracy: float
-    test_accuracy_tta: float | None
-    train_seconds: float
-    total_seconds: float
-    compile_seconds: float
-    images_per_second: float
-    airbench_seconds: float | None
-    forward_gflop_per_image: float | None
+    synthetic: bool = at("data")  # whether the images were made up
+    data_sha256: str = at("data", "sha256")
+    train_images: int = at("data")
+    test_images: int = at("data")
+    processor: str = at("hardware")
+    cores: int | None = at("hardware")
+    accelerators: tuple[str, ...] = at("hardware")  # their names; () on a CPU
+    precision: str = at()
+    replicas: int = at()  # devices that shared each batch
+    versions: Mapping[str, Value] = at()
+    code: Mapping[str, Value] = at()  # commit, changed, sha256 of the sources, see record.code; {} in older results
+    random_stream: str | None = at()  # which random numbers it drew, see lab/runs/record.py
+    test_accuracy: float = at(high=1)
+    test_accuracy_tta: float | None = at(high=1)  # over several views of each test image
+    train_seconds: float = at()
+    total_seconds: float = at()  # training and evaluation; compiling is apart
+    compile_seconds: float = at()
+    images_per_second: float = at()
+    airbench_seconds: float | None = at()  # by airbench's rule, see lab/report/times.py
+    forward_gflop_per_image: float | None = at()  # GFLOP of the forward pass for one image
 
     @property
     def accuracy(self) -> float:
@@ -197,47 +192,54 @@ class Fields:
         raise UserError(f"{self.path}: {full} is {shown}, not {wanted}; restore the file, or move it away")
 
     def inside(self, name: str) -> "Fields":
-        """The object in a field."""
-        return Fields(self.path, self.values.get(name), f"{self.where}.{name}" if self.where else name)
+        """The object in a field; an empty one where there is none."""
+        return Fields(self.path, self.values.get(name, {}), f"{self.where}.{name}" if self.where else name)
 
     def number(self, name: str, low: float = 0.0, high: float = 1e15) -> float:
-        """A number within limits."""
-        value = self.values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        """A number within limits, which NaN is not."""
+        value: Any = self.values.get(name)
+        if type(value) not in (int, float) or not low <= value <= high:
             self.refuse(name, value, f"a number from {low:g} to {high:g}")
         return float(value)
-
-    def number_or_none(self, name: str, low: float = 0.0, high: float = 1e15) -> float | None:
-        """A number within limits; None for null and where the field is absent."""
-        return None if self.values.get(name) is None else self.number(name, low, high)
 
     def whole(self, name: str, low: int = 0, high: int = 2**53) -> int:
         """A whole number within limits."""
         value = self.values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        if type(value) is not int or not low <= value <= high:
             self.refuse(name, value, f"a whole number from {low} to {high}")
         return value
-
-    def flag(self, name: str) -> bool:
-        """True or false."""
-        value = self.values.get(name)
-        if not isinstance(value, bool):
-            self.refuse(name, value, "true or false")
-        return value
-
-    def text(self, name: str) -> str:
-        """A text, of characters that print."""
-        value = self.values.get(name)
-        if not isinstance(value, str):
-            self.refuse(name, value, "a text")
-        return clean(value)
 
     def items(self, name: str) -> list[Any]:
         """A list."""
         value = self.values.get(name)
-        if not isinstance(value, list):
-            self.refuse(name, value, "a list")
-        return value
+        return value if isinstance(value, list) else self.refuse(name, value, "a list")
+
+    def scalars(self) -> dict[str, Value]:
+        """All fields, each a text, a finite number, true, false or null."""
+        for name, value in self.values.items():
+            if not isinstance(value, Value) or (isinstance(value, float) and not math.isfinite(value)):
+                self.refuse(clean(name), value, "a finite number, a text or true or false")
+        return {clean(k): clean(v) if isinstance(v, str) else v for k, v in self.values.items()}
+
+    def of_kind(self, name: str, kind: Any, high: float) -> Any:
+        """A field as a dataclass has it: `kind` is its annotation; numbers are from 0 to `high`."""
+        value, kinds = self.values.get(name), get_args(kind) or (kind,)
+        if value is None and NoneType in kinds:
+            return None
+        if get_origin(kind) is Mapping:
+            return self.inside(name).scalars()
+        if get_origin(kind) is tuple:
+            texts = self.items(name)
+            if not all(isinstance(text, str) for text in texts):
+                self.refuse(name, texts, "a list of texts")
+            return tuple(map(clean, texts))
+        if float in kinds:
+            return self.number(name, high=high)
+        if int in kinds:
+            return self.whole(name)
+        if type(value) not in kinds:
+            self.refuse(name, value, "true or false" if kind is bool else "a text")
+        return clean(value) if isinstance(value, str) else value
 
 
 def reaches(accuracy: float, target: float) -> bool:
@@ -250,68 +252,26 @@ def clean(text: str, limit: int = 200) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text[:limit])
 
 
+def _read(kind: type, top: Fields, **known: Any) -> Any:
+    """A dataclass of the fields that a JSON object has for it, and of those that are known."""
+    for item in dataclasses.fields(kind):
+        if item.name not in known:
+            about = {"inside": "", "name": "", "high": 1e15, **item.metadata}
+            holder = top.inside(about["inside"]) if about["inside"] else top
+            known[item.name] = holder.of_kind(about["name"] or item.name, item.type, about["high"])
+    return kind(**known)
+
+
 def _run(path: Path, value: Any) -> Run:
     top = Fields(path, value)
-    data, hardware = top.inside("data"), top.inside("hardware")
-    rows = [Fields(path, row, f"epochs[{index}]") for index, row in enumerate(top.items("epochs"))]
-    hyperparameters = _hyperparameters(top.inside("hyperparameters"))
-    if not 1 <= len(rows) <= hyperparameters["epochs"]:
-        top.refuse("epochs", rows and "...", f"a list of 1 to {hyperparameters['epochs']} epochs")
-    return Run(
-        path=path,
-        recipe=top.text("recipe"),
-        seed=top.whole("seed"),
-        finished=top.flag("finished"),
-        hyperparameters=hyperparameters,
-        synthetic=data.flag("synthetic"),
-        data_sha256=data.text("sha256"),
-        train_images=data.whole("train_images", 1),
-        test_images=data.whole("test_images", 1),
-        processor=hardware.text("processor"),
-        cores=None if hardware.values.get("cores") is None else hardware.whole("cores", 1),
-        accelerators=_texts(hardware, "accelerators"),
-        precision=top.text("precision"),
-        replicas=top.whole("replicas", 1),
-        versions={clean(name): top.inside("versions").text(name) for name in top.inside("versions").values},
-        epochs=tuple(_epoch(row, index + 1) for index, row in enumerate(rows)),
-        test_accuracy=top.number("test_accuracy", high=1),
-        test_accuracy_tta=top.number_or_none("test_accuracy_tta", high=1),
-        train_seconds=top.number("train_seconds"),
-        total_seconds=top.number("total_seconds"),
-        compile_seconds=top.number("compile_seconds"),
-        images_per_second=top.number("images_per_second"),
-        airbench_seconds=top.number_or_none("airbench_seconds"),
-        forward_gflop_per_image=top.number_or_none("forward_gflop_per_image"),
-    )
-
-
-def _hyperparameters(fields: Fields) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, value in fields.values.items():
-        if not isinstance(value, str | int | float | None):
-            fields.refuse(clean(name), value, "a number, a text or true or false")
-        if isinstance(value, float) and not math.isfinite(value):
-            fields.refuse(clean(name), value, "finite")
-        values[clean(name)] = clean(value) if isinstance(value, str) else value
+    hyperparameters = top.inside("hyperparameters")
+    values = hyperparameters.scalars() | {"epochs": hyperparameters.whole("epochs", 1, 10**6)}
     if isinstance(flip := values.get("flip"), bool):  # in older results
         values["flip"] = "random" if flip else "none"
-    return values | {"epochs": fields.whole("epochs", 1, 10**6)}
-
-
-def _texts(fields: Fields, name: str) -> tuple[str, ...]:
-    texts = fields.items(name)
-    for text in texts:
-        if not isinstance(text, str):
-            fields.refuse(name, texts, "a list of texts")
-    return tuple(clean(text) for text in texts)
-
-
-def _epoch(row: Fields, number: int) -> Epoch:
-    row.whole("epoch", number, number)  # a gap would move every later row of a curve
-    return Epoch(
-        train_loss=row.number("train_loss"),
-        train_accuracy=row.number("train_accuracy", high=1),
-        test_loss=row.number("test_loss"),
-        test_accuracy=row.number("test_accuracy", high=1),
-        train_seconds=row.number("train_seconds"),
-    )
+    rows = [Fields(path, row, f"epochs[{index}]") for index, row in enumerate(top.items("epochs"))]
+    for number, row in enumerate(rows, start=1):
+        row.whole("epoch", number, number)  # a gap would move every later row of a curve
+    if not 1 <= len(rows) <= hyperparameters.values["epochs"]:
+        top.refuse("epochs", rows and "...", f"a list of 1 to {values['epochs']} epochs")
+    epochs = tuple(_read(Epoch, row) for row in rows)
+    return _read(Run, top, path=path, hyperparameters=values, epochs=epochs)
