@@ -1,11 +1,19 @@
-"""What a run leaves behind: result.json and dawnbench.tsv, each written whole or not at all."""
+"""What a run leaves behind: result.json, dawnbench.tsv and weights.npz, each written whole or not at all.
+
+A result says which numbers were drawn in `random_stream`: "numpy-plan", for each epoch from its seed and number, in
+NumPy. Records without it were made with the older stream, TensorFlow's Philox within the step: other draws of the
+same distributions, so their statistics compare, but not run with run by seed.
+"""
 
 import contextlib
+import functools
+import hashlib
 import importlib.metadata
 import io
 import json
 import os
 import platform
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,23 +23,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.base.errors import Exit, UserError
-from lab.base.files import decode, encode, write_whole
+from lab.base.files import decode, encode, sum_of, write_whole
 from lab.machine import memory
 
 CANNOT_WRITE = Exit.CANNOT_WRITE
+RANDOM_STREAM = "numpy-plan"  # of new results
+ROOT = Path(__file__).resolve().parents[2]
+CORE = ("train_eager.py", "model.py", "data.py", "schedule.py")
+GIT_SECONDS = 10.0  # which it has to answer
+# Of /proc/cpuinfo, what decides which kernels TensorFlow's operations run.
+PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def make_folder(out: str, default: Path, *, resumed: bool = False) -> Path:
     """The run's folder, made now so that a run does not train for hours and then find it cannot write.
 
     Raises UserError if it cannot be made or written, or holds the result of another run than a resumed one, or
-    the checkpoints of one that did not come to an end.
+    the checkpoints of an unfinished run.
     """
     folder = Path(out).expanduser() if out else default
     if not resumed and any((folder / "checkpoints").glob("*")):
-        raise UserError(
-            f"--out {folder} holds a run; --resume {folder} goes on with it, or choose another folder"
-        )
+        raise UserError(f"--out {folder} holds a run; --resume {folder} goes on with it, or choose another folder")
     if not resumed and (folder / "result.json").exists():
         raise UserError(f"--out {folder} holds a result.json already; choose another folder or move it away")
     try:
@@ -89,6 +101,40 @@ def dawnbench_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@functools.cache
+def code(root: Path = ROOT) -> dict[str, Any]:
+    """Which code this is, read once: the first call, early in a run, says what the run was started with.
+
+    Returns:
+        commit: git's hash, and `changed`, whether the sources differ from it; both None where `root` is not the top
+            of a git repository with a commit, or git is missing.
+        sha256: of the sources, the core's four and lab/'s by name. By command:
+            sha256sum train_eager.py model.py data.py schedule.py $(find lab -name '*.py' | LC_ALL=C sort) | sha256sum
+    """
+    names = [*CORE, *sorted(path.relative_to(root).as_posix() for path in (root / "lab").rglob("*.py"))]
+    sums = "".join(f"{sum_of(root / name)}  {name}\n" for name in names if (root / name).is_file())
+    commit = changed = None
+    about = _git(root, "rev-parse", "--show-toplevel", "HEAD")
+    if about is not None:
+        top, commit = about.splitlines()
+        if Path(top).resolve() == root.resolve():  # and not a folder that another repository ignores
+            status = _git(root, "status", "--porcelain", "--", *CORE, "lab/*.py")
+            changed = None if status is None else bool(status)
+        else:
+            commit = None
+    return {"commit": commit, "changed": changed, "sha256": hashlib.sha256(sums.encode()).hexdigest()}
+
+
+def _git(root: Path, *command: str) -> str | None:
+    """What git says, or None if it does not, or not in time."""
+    call = ["git", "--no-optional-locks", "-C", str(root), *command]
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout.strip()
+
+
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that decide the numbers."""
     found = {"python": platform.python_version()}
@@ -99,15 +145,18 @@ def versions() -> dict[str, str]:
 
 
 def hardware(accelerators: Sequence[str] = ()) -> dict[str, Any]:
-    """The machine: processor, cores this process may use, memory in GiB, and the accelerators given."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = None
+    """The machine: processor, which of PROCESSOR_FLAGS it has (None where the system does not say), cores this
+    process may use, memory in GiB, and the accelerators given."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gib = None
     with contextlib.suppress(ValueError, OSError, AttributeError):
-        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+        gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    flags = _cpuinfo("flags")
     return {
-        "processor": _processor(),
-        "cores": count,
-        "memory_gib": memory,
+        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "processor_flags": flags and [name for name in PROCESSOR_FLAGS if name in flags.split()],
+        "cores": cores,
+        "memory_gib": gib,
         "accelerators": list(accelerators),
         "system": platform.system(),
     }
@@ -120,9 +169,11 @@ def peak_memory_gib() -> float | None:
     return None if peak is None else round(peak, 2)
 
 
-def _processor() -> str:
+def _cpuinfo(name: str) -> str | None:
+    """What Linux says of the first processor under that name; None if nothing."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            key, _, value = line.partition(":")
+            if key.strip() == name:
+                return value.strip()
+    return None
