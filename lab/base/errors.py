@@ -68,8 +68,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     wanted, plain = _plain(name), {_plain(other): other for other in known}
     words = {other: other.split("-") for other in plain}
+    if len(wanted) < 2:
+        return ""
     like = (
-        [other for other in plain if wanted and other.startswith(wanted)]
+        [other for other in plain if other.startswith(wanted)]
         or [other for other in plain if wanted == "".join(word[0] for word in words[other] if word)]
         or difflib.get_close_matches(wanted, plain, n=1)
         or [other for other in plain if len(wanted) > 2 and any(w.startswith(wanted) for w in words[other])]
@@ -83,9 +85,7 @@ def _plain(name: str) -> str:
 
 def brief(error: Exception) -> str:
     """The error in a few words."""
-    text = (
-        getattr(error, "message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
-    )
+    text = getattr(error, "message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(text))  # which of tf.data's nodes it was
     text = " ".join(text.split())
     return text if len(text) <= 200 else f"{text[:80]}...{text[-117:]}"  # TensorFlow says the cause last

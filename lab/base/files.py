@@ -34,9 +34,7 @@ def replace(path: str | Path, content: str | bytes) -> None:
     """Writes a file under a temporary name, to the disk, and renames it. Raises OSError."""
     path, temporary = Path(path), None
     try:
-        with tempfile.NamedTemporaryFile(
-            "wb", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = file.name
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
