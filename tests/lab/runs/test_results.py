@@ -3,13 +3,12 @@
 import pytest
 
 from lab.base.errors import UserError
-from lab.runs import record, results
+from lab.base.files import encode
+from lab.runs import results
 
 
 def test_a_run_is_what_was_written(leave, tmp_path):
-    path = leave(
-        tmp_path / "run", seed=3, accuracies=(0.5, 0.75, 0.9), test_accuracy_tta=0.92, airbench_seconds=28.5
-    )
+    path = leave(tmp_path / "run", seed=3, accuracies=(0.5, 0.75, 0.9), test_accuracy_tta=0.92, airbench_seconds=28.5)
     run = results.read(path)
     assert (run.seed, run.finished, run.is_full, run.scheduled_epochs) == (3, True, True, 3)
     assert [epoch.test_accuracy for epoch in run.epochs] == [0.5, 0.75, 0.9]
@@ -18,12 +17,22 @@ def test_a_run_is_what_was_written(leave, tmp_path):
     assert run.folder == tmp_path / "run"
 
 
+def test_code_and_stream_are_told_apart_from_those_not_recorded(leave, tmp_path):
+    older = results.read(leave(tmp_path / "older"))
+    assert (older.code, older.random_stream) == ({}, None)
+    code = {"commit": "ab" * 20, "changed": False, "sha256": "cd" * 32}
+    newer = results.read(leave(tmp_path / "newer", code=code, random_stream="numpy-plan"))
+    assert (newer.code, newer.random_stream) == (code, "numpy-plan")
+    unknown = results.read(leave(tmp_path / "unknown", code={"commit": None, "changed": None, "sha256": "ef" * 32}))
+    assert (unknown.code["commit"], unknown.code["changed"], unknown.code["sha256"]) == (None, None, "ef" * 32)
+
+
 def test_folders_are_searched_and_other_files_passed_over(leave, made_result, tmp_path):
     leave(tmp_path / "b" / "deep" / "run", seed=1)
     leave(tmp_path / "a", seed=0)
     leave(tmp_path / "a" / "checkpoints", seed=8)
     leave(tmp_path / ".hidden", seed=9)
-    (tmp_path / "record.json").write_text(record.encode(made_result(seed=2)))
+    (tmp_path / "record.json").write_text(encode(made_result(seed=2)))
     (tmp_path / "bench.json").write_text('{"recipe": "davidnet", "rows": []}')
     (tmp_path / "a" / "predictions.json").write_text("[]")
     (tmp_path / "notes.txt").write_text("{")
@@ -68,6 +77,10 @@ def change(value, path, new):
         (["data", "synthetic"], "no", "data.synthetic is 'no', not true or false"),
         (["hardware", "accelerators"], [1], "hardware.accelerators is [1], not a list of texts"),
         (["seed"], 0.5, "seed is 0.5, not a whole number"),
+        (["code"], "new", "code is 'new', not an object"),
+        (["code"], {"commit": []}, "code.commit is []"),
+        (["random_stream"], 7, "random_stream is 7, not a text"),
+        (["finished"], 1, "finished is 1, not true or false"),
         (["recipe"], 7, "recipe is 7, not a text"),
         (["images_per_second"], None, "images_per_second is None"),
         (["compile_seconds"], "\u001b[2J\n", "compile_seconds is "),
@@ -77,7 +90,7 @@ def test_a_wrong_field_is_named_in_one_line(made_result, tmp_path, path, new, wo
     value = made_result()
     change(value, path, new)
     file = tmp_path / "result.json"
-    file.write_text(record.encode(value))
+    file.write_text(encode(value))
     with pytest.raises(UserError) as caught:
         results.find(tmp_path)
     message = str(caught.value)
@@ -109,14 +122,14 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, text):
 
 def test_an_edited_result_is_refused(made_result, tmp_path):
     file = tmp_path / "result.json"
-    file.write_text(record.encode(made_result()).replace("0.9", "0.95"))
+    file.write_text(encode(made_result()).replace("0.9", "0.95"))
     with pytest.raises(UserError, match="not what was written"):
         results.find(tmp_path)
 
 
 def test_nan_infinity_wrong_bytes_and_size(made_result, tmp_path, monkeypatch):
     file = tmp_path / "result.json"
-    whole = record.encode(made_result())
+    whole = encode(made_result())
     for text in (whole.replace("0.9", "NaN", 1), whole.replace("0.9", "1e999", 1)):
         file.write_text(text)
         with pytest.raises(UserError, match=r"result\.json"):
@@ -133,7 +146,7 @@ def test_nan_infinity_wrong_bytes_and_size(made_result, tmp_path, monkeypatch):
 def test_what_does_not_print_is_replaced(made_result, tmp_path):
     file = tmp_path / "result.json"
     hostile = made_result(recipe="a\u001b[31m\nb\ud800", hyperparameters={"network": "x\u202ey"})
-    file.write_text(record.encode(hostile))
+    file.write_text(encode(hostile))
     run = results.read(file)
     assert run.recipe == "a?[31m?b?" and run.hyperparameters["network"] == "x?y"
 
