@@ -1,25 +1,28 @@
-"""What a network makes of its run's test set: accuracies, the confusion matrix, the worst mistakes."""
+"""What a network makes of its run's test set: accuracies, the confusion matrix, the worst mistakes.
+
+It needs the network and the images, and so TensorFlow; what it leaves is read by lab/report/predictions.py.
+"""
 
 import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from lab.base.errors import UserError
-from lab.images import load as data
-from lab.options import Settings
-from lab.runs import record
-
-if TYPE_CHECKING:  # it imports TensorFlow
-    from lab.runs.trained import Trained
+from lab.base.files import write_whole
+from lab.images import load
+from lab.images.imageset import ImageSet
+from lab.report.predictions import NAME, VIEWS
+from lab.report.tables import Table
+from lab.runs.trained import Trained
 
 WORST = 24  # mistakes kept
-VIEWS = {"none": "one view", "flip": "two views", "six": "six views"}
 
 
 def probabilities(logits: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -69,24 +72,24 @@ def judge(plain: NDArray[Any], viewed: NDArray[Any], labels: NDArray[np.int32]) 
     )
 
 
-def load_data(result: Mapping[str, Any], options: Settings, path: str | None) -> data.ImageSet:
+def load_data(result: Mapping[str, Any], options: Mapping[str, Any], path: str | None) -> ImageSet:
     """A run's own images: those it trained on, and its test part, or what it held out.
 
     Args:
         result: the run's result.json.
         options: its hyperparameters.
-        path: see data.load; None or "" also for the synthetic images of a run on those.
+        path: see lab/images/load.py; None or "" also for the synthetic images of a run on those.
 
     Raises:
         UserError: if they are others, or have other classes.
     """
     known = result["data"]
-    images = data.load(
+    images = load.load(
         path or ("synthetic" if known.get("synthetic") else None),
-        seed=options.seed,
-        limit_train=options.limit_train,
-        limit_test=options.limit_test,
-        holdout=options.holdout,
+        seed=options["seed"],
+        limit_train=options["limit_train"],
+        limit_test=options["limit_test"],
+        holdout=options["holdout"],
     )
     classes, sha256 = known.get("classes"), images.sha256()
     if classes is not None and list(images.classes) != classes:
@@ -102,7 +105,7 @@ def load_data(result: Mapping[str, Any], options: Settings, path: str | None) ->
     return images
 
 
-def evaluate(run: "Trained", images: data.ImageSet) -> Evaluation:
+def evaluate(run: Trained, images: ImageSet) -> Evaluation:
     """Classifies the test part, with one view and with the classifier's."""
     views = run.classifier.description.views
     plain = run.logits(images.test_images, "none")
@@ -110,32 +113,32 @@ def evaluate(run: "Trained", images: data.ImageSet) -> Evaluation:
     return judge(plain, viewed, images.test_labels)
 
 
-def evaluation_text(run: "Trained", images: data.ImageSet, found: Evaluation) -> str:
+def evaluation_text(run: Trained, images: ImageSet, evaluation: Evaluation) -> str:
     """The accuracies beside those that the run recorded, those of the classes, and the confusion matrix."""
     views = run.classifier.description.views
     count, result = len(images.test_labels), run.result
-    lines = [f"{count:,} {'validation' if run.options.holdout else 'test'} images of {images.source}"]
-    recorded = {run.options.tta: result.get("test_accuracy_tta")} | {"none": result.get("test_accuracy")}
-    for kind, accuracy in {"none": found.plain, views: found.viewed}.items():
+    part = "validation" if run.options["holdout"] else "test"
+    lines = [f"{count:,} {part} images of {images.source}"]
+    recorded = {run.options["tta"]: result.get("test_accuracy_tta")} | {"none": result.get("test_accuracy")}
+    for kind, accuracy in {"none": evaluation.plain, views: evaluation.viewed}.items():
         known = recorded.get(kind)
         beside = f"the run recorded {known:.4f}" if isinstance(known, float) else "not recorded"
         lines.append(f"accuracy {accuracy:.4f} with {VIEWS[kind]} ({beside})")
-    return "\n".join([*lines, "", _class_table(run, found), "", _confusion_text(run, found.confusion)])
+    return "\n".join([*lines, "", _class_table(run, evaluation), "", _confusion_text(run, evaluation.confusion)])
 
 
-def _class_table(run: "Trained", found: Evaluation) -> str:
-    classes, views = run.classifier.description.classes, run.classifier.description.views
-    longest = max(5, *map(len, classes))
-    columns = {"none": found.correct_plain, views: np.diag(found.confusion)}
-    lines = [f"{'class':<{longest}}  images" + "".join(f"  {VIEWS[kind]:>9}" for kind in columns)]
-    for label, name in enumerate(classes):
-        count = int(found.confusion[label].sum())
+def _class_table(run: Trained, evaluation: Evaluation) -> str:
+    views = run.classifier.description.views
+    columns = {"none": evaluation.correct_plain, views: np.diag(evaluation.confusion)}
+    rows = []
+    for label, name in enumerate(run.classifier.description.classes):
+        count = int(evaluation.confusion[label].sum())
         shares = (f"{hits[label] / count:.4f}" if count else "-" for hits in columns.values())
-        lines.append(f"{name:<{longest}}  {count:>6}" + "".join(f"  {share:>9}" for share in shares))
-    return "\n".join(lines)
+        rows.append((name, str(count), *shares))
+    return Table(("class", "images", *(VIEWS[kind] for kind in columns)), rows).as_text()
 
 
-def _confusion_text(run: "Trained", confusion: NDArray[np.int64]) -> str:
+def _confusion_text(run: Trained, confusion: NDArray[np.int64]) -> str:
     classes = run.classifier.description.classes
     longest = max(map(len, classes))
     heads = [name[:5] for name in classes]
@@ -144,28 +147,25 @@ def _confusion_text(run: "Trained", confusion: NDArray[np.int64]) -> str:
     lines = ["rows: the class; columns: what it was taken for"]
     lines.append(" " * longest + "".join(f"{head:>7}" for head in heads))
     lines += [
-        f"{name:<{longest}}" + "".join(f"{n:>7}" for n in row)
-        for name, row in zip(classes, confusion, strict=True)
+        f"{name:<{longest}}" + "".join(f"{n:>7}" for n in row) for name, row in zip(classes, confusion, strict=True)
     ]
     return "\n".join(lines)
 
 
-def write_predictions(run: "Trained", images: data.ImageSet, found: Evaluation) -> Path:
+def write_predictions(run: Trained, images: ImageSet, evaluation: Evaluation) -> Path:
     """Writes predictions.json to the run's folder: classes, confusion and the worst mistakes with their images."""
-    import tensorflow as tf
-
     mistakes = [
         {
             "index": int(index),
-            "label": int(found.labels[index]),
-            "predicted": int(found.predicted[index]),
-            "probability": float(found.certainty[index]),
+            "label": int(evaluation.labels[index]),
+            "predicted": int(evaluation.predicted[index]),
+            "probability": float(evaluation.certainty[index]),
             "png": base64.b64encode(tf.io.encode_png(images.test_images[index]).numpy()).decode(),
         }
-        for index in found.worst
+        for index in evaluation.worst
     ]
     classes = list(run.classifier.description.classes)
-    content = {"classes": classes, "confusion": found.confusion.tolist(), "mistakes": mistakes}
-    path = run.folder / "predictions.json"
-    record.write_whole(path, json.dumps(content, indent=1) + "\n")
+    content = {"classes": classes, "confusion": evaluation.confusion.tolist(), "mistakes": mistakes}
+    path = run.folder / NAME
+    write_whole(path, json.dumps(content, indent=1) + "\n")
     return path

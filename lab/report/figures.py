@@ -1,17 +1,18 @@
 """A run's pictures: its learning rate and curves, its filters, its confusion matrix, its worst mistakes.
 
-    python -m lab.report.figures runs/NAME                              # all that its files allow, into its pictures/
-    python -m lab.report.figures runs/NAME --beside records/OTHER.json  # another result in the same curves
-    python -m lab.report.figures runs/NAME --data PATH                  # with a sheet of images as the network saw them
+    python -m lab pictures runs/NAME                              # all that its files allow, into its pictures/
+    python -m lab pictures runs/NAME --beside records/OTHER.json  # another result in the same curves
 
-Needs matplotlib. The confusion matrix and the mistakes are read from the predictions.json that
-`python -m lab.predict runs/NAME --evaluate` writes.
+Needs matplotlib, not TensorFlow. The confusion matrix and the mistakes are read from the predictions.json that
+`python -m lab predict runs/NAME --evaluate` writes.
 """
 
 import argparse
 import io
-import sys
-from collections.abc import Mapping, Sequence
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab import options as settings
-from lab import schedules as schedule
+from lab import schedules
 from lab.base.errors import Parser, UserError, exits_with_one_line
+from lab.base.files import write_whole
 from lab.images import formats
 from lab.ladder import recipes
-from lab.report.confusion import VIEWS, load_data
+from lab.ladder.recipes import RECIPES
+from lab.report import groups, predictions
 from lab.report.predictions import Predictions
-from lab.report.predictions import read as read_predictions
-from lab.runs import record
+from lab.runs import results
+from lab.runs.results import Run
+from lab.schedules import Knots
+from schedule import triangle
 
 # M. Okabe and K. Ito's, "Color Universal Design", 2008: told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#8a8a8a"
 PUBLISHED = "published DavidNet: training, mean of 5 runs (bars: one deviation)"
 SMALL = 8  # points
+DPI = 150  # pixels an inch
+MANY = 10  # runs beyond which the legend counts them, and epochs beyond which they are not marked
+NARROWEST, WIDEST = 5.5, 13.0  # inches of a confusion matrix: its title fits, 2,000 pixels hold it
+LABELS = 40  # classes of which each is named at its axes
+LONGEST = 24  # letters of a class there
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -46,7 +55,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def check(path: Path) -> None:
-    """Raises UserError if there is no matplotlib, or it draws no files of that name; before the work is done."""
+    """Raises UserError, before any work is done, without matplotlib or if it cannot write that format."""
     if path.suffix[1:].lower() not in new_figure(1, 1).canvas.get_supported_filetypes():
         raise UserError(f"cannot draw {path}: its name has no picture's suffix; name it {path.stem}.png")
 
@@ -54,81 +63,141 @@ def check(path: Path) -> None:
 def write(figure: Any, path: Path) -> None:
     """Writes a figure in the format of the path's suffix. Raises UserError if it cannot be written."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=150)
-    record.write_whole(path, buffer.getvalue())
+    figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=DPI)
+    write_whole(path, buffer.getvalue())
+
+
+def as_svg(figure: Any, description: str) -> str:
+    """A figure as small SVG, the same for the same figure and version of matplotlib; `description` stands in it."""
+    from matplotlib import rc_context
+
+    metadata = {"Date": None, "Creator": None, "Description": description}
+    fixed = {"svg.hashsalt": "davidnet", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}
+    with rc_context(fixed):
+        figure.savefig(file := io.StringIO(), format="svg", metadata=metadata)
+    # Matplotlib writes six decimals, a name for each group, and the style of each element beside it.
+    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.4g}", file.getvalue())
+    for needless, kept in ((r" *\n\s*", "\n"), (r'<g id="[^"]*">', "<g>"), (r' transform="rotate\(-0 [^"]*"', "")):
+        text = re.sub(needless, kept, text)
+    styles: dict[str, str] = {}
+    text = re.sub(r'style="([^"]*)"', lambda style: f'class="{styles.setdefault(style[1], f"s{len(styles)}")}"', text)
+    rules = "".join(f"\n.{name}{{{style}}}" for style, name in styles.items())
+    return text.replace("</style>", f"{rules}</style>", 1)
 
 
 # ---- training ----------------------------------------------------------------------------------------------
 
 
-def learning_rate(hyperparameters: Mapping[str, Any]) -> schedule.PiecewiseLinear:
-    """The schedule of a run."""
-    if hyperparameters.get("knots"):  # results of the first version have none
-        return schedule.parse(hyperparameters["knots"])
-    return schedule.triangle(
-        *(hyperparameters[name] for name in ("epochs", "warmup_epochs", "learning_rate"))
-    )
+def learning_rate(run: Run) -> Knots:
+    """The schedule of a run. What an older result does not have is taken to be as published."""
+    values = recipes.values(run.recipe if run.recipe in RECIPES else recipes.ROOT) | dict(run.hyperparameters)
+    if values["knots"]:
+        return schedules.parse(values["knots"])
+    return Knots(triangle(values["epochs"], values["warmup_epochs"], values["learning_rate"]).knots)
 
 
-def title(result: Mapping[str, Any]) -> str:
+def title(run: Run) -> str:
     """A run in a few words; of made-up images it says so."""
-    synthetic = ", synthetic images" if result["data"].get("synthetic") else ""
-    return f"{result['recipe']}, seed {result['seed']}{synthetic}"
+    synthetic = ", synthetic images" if run.synthetic else ""
+    return f"{run.recipe}, seed {run.seed}{synthetic}"
 
 
-def curves(results: Sequence[Mapping[str, Any]]) -> Any:
-    """Loss and accuracy by epoch of one or more results, with the published curve behind those of davidnet."""
-    figure = new_figure(10, 4.6)
-    panels = figure.subplots(1, 2)
-    for panel, name in zip(panels, ("loss", "accuracy"), strict=True):
-        for colour, result in zip(_colours(len(results)), results, strict=True):
-            rows = result["epochs"]
-            epochs = [row["epoch"] for row in rows]
-            held_out = "validation" if result["hyperparameters"].get("holdout") else "test"
-            label = title(result)
-            smoothing = result["hyperparameters"].get("label_smoothing")
-            training = f"training (loss with labels smoothed by {smoothing:g})" if smoothing else "training"
-            for part, line, fill, called in (
-                ("train", "-", colour, training),
-                ("test", "--", "white", held_out),
-            ):
-                panel.plot(
-                    epochs,
-                    [row[f"{part}_{name}"] for row in rows],
-                    line,
-                    color=colour,
-                    marker="o",
-                    markersize=4,
-                    markerfacecolor=fill,
-                    label=f"{label}: {called}",
-                )
-            if name == "accuracy" and result.get("test_accuracy_tta"):
-                views = f"{label}: {held_out}, averaged over views"
-                panel.plot(
-                    epochs[-1], result["test_accuracy_tta"], "D", color=colour, mfc="none", label=views
-                )
-        panel.set(xlabel="epoch", ylabel=name)
-        panel.grid(alpha=0.25)
-        panel.xaxis.get_major_locator().set_params(integer=True)
-    if any(result["recipe"] == recipes.ROOT for result in results):
-        _published(*panels)
-    handles, labels = panels[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)
+def names(runs: Sequence[Run]) -> list[str]:
+    """A name for each run, of its own: where titles are the same, with what it changes, or else where it lies."""
+    titles = [title(run) for run in runs]
+    for tell_apart in (_changes, _place, lambda run: str(run.path)):
+        counts = Counter(titles)
+        titles = [
+            f"{name}, {more}" if counts[name] > 1 and (more := tell_apart(run)) else name
+            for name, run in zip(titles, runs, strict=True)
+        ]
+    return [results.clean(name) for name in titles]
+
+
+def _changes(run: Run) -> str:
+    changed = groups.changed(run, recipes.values(run.recipe)) if run.recipe in RECIPES else {}
+    return ", ".join(f"{name} {value}" for name, value in changed.items())
+
+
+def _place(run: Run) -> str:
+    return run.folder.name if run.folder else run.path.stem
+
+
+def curves(*rows: Sequence[Run]) -> Any:
+    """Loss and accuracy by epoch: two plots for each set of runs, one set under the other.
+
+    A colour is a run, a solid line its test set, a dashed one its training. Behind a run of davidnet with nothing
+    changed stands the published curve.
+    """
+    figure = new_figure(10, 4.6 if len(rows) == 1 else 3.7 * len(rows))
+    for part, runs in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        panels = part.subplots(1, 2)
+        coloured, keys = _draw_runs(panels, runs)
+        for panel, name in zip(panels, ("loss", "accuracy"), strict=True):
+            panel.set(xlabel="epoch", ylabel=name)
+            panel.grid(alpha=0.25)
+            panel.tick_params(bottom=False, left=False)  # the grid shows where
+            panel.xaxis.get_major_locator().set_params(integer=True)
+        if any(run.recipe == recipes.ROOT and groups.is_unchanged(run) for run in runs):
+            keys.append(_published(*panels))
+        blank = [_key("", linestyle="none")] * abs(len(coloured) - len(keys))  # so that each has its column
+        handles = coloured + blank + keys if len(coloured) < len(keys) else coloured + keys + blank
+        part.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)
     return figure
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+def _draw_runs(panels: Sequence[Any], runs: Sequence[Run]) -> tuple[list[Any], list[Any]]:
+    """Draws the curves of runs into the panels of loss and accuracy.
+
+    Returns the legend's entries: one for each run, and what the lines mean.
+    """
+    called, coloured = names(runs), []
+    held_out = any(run.hyperparameters.get("holdout") for run in runs)
+    for index, (run, name) in enumerate(zip(runs, called, strict=True)):
+        colour = COLOURS[index % len(COLOURS)]
+        test = "validation" if run.hyperparameters.get("holdout") else "test"
+        marker = "o" if len(run.epochs) <= MANY else ""
+        style = {"color": colour, "marker": marker, "ms": 4, "alpha": 1 if len(runs) <= MANY else 0.5}
+        epochs = range(1, len(run.epochs) + 1)
+        for panel, measure in zip(panels, ("loss", "accuracy"), strict=True):
+            for part, line, fill, kind in (("train", "--", "white", "training"), ("test", "-", colour, test)):
+                values = [getattr(epoch, f"{part}_{measure}") for epoch in run.epochs]
+                panel.plot(epochs, values, line, mfc=fill, label=f"{name}: {kind}", **style)
+        if run.test_accuracy_tta is not None:
+            label = f"{name}: {test}, averaged over views"
+            panels[1].plot(epochs[-1], run.test_accuracy_tta, "D", color=colour, mfc="none", label=label)
+        if len(runs) <= MANY:
+            coloured.append(_key(f"{name}{_caution(run)}", color=colour, marker="s", linestyle="none"))
+    if len(runs) > MANY:
+        coloured.append(_key(f"{len(runs)} runs", color=GREY, marker="s", linestyle="none"))
+    solid = "solid: test set" + (", or the images held out" if held_out else "")
+    keys = [_key(solid, marker="o"), _key("dashed: training", linestyle="--", marker="o", mfc="white")]
+    if any(run.test_accuracy_tta is not None for run in runs):
+        keys.append(_key("averaged over views", linestyle="none", marker="D", mfc="none"))
+    return coloured, keys
 
 
-def _published(loss: Any, accuracy: Any) -> None:
-    """The published first epochs in grey, behind the rest."""
+def _caution(run: Run) -> str:
+    """What a reader of a run's losses must know."""
+    smoothing = run.hyperparameters.get("label_smoothing")
+    return f" (training loss with labels smoothed by {smoothing:g})" if smoothing else ""
+
+
+def _key(label: str, **style: Any) -> Any:
+    """An entry of a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=label, **{"color": "black", "markersize": 4, "linewidth": 1.2, **style})
+
+
+def _published(loss: Any, accuracy: Any) -> Any:
+    """Draws the published first epochs in grey, behind the rest. Returns the legend's entry."""
     epochs = range(1, len(recipes.LEARNING_CURVE) + 1)
     means, deviations, accuracies = zip(*recipes.LEARNING_CURVE, strict=True)
     style = {"color": GREY, "linewidth": 5, "alpha": 0.55, "zorder": 0, "solid_capstyle": "round"}
     loss.plot(epochs, means, **style)
     loss.errorbar(epochs, means, deviations, color=GREY, fmt="none", capsize=5, zorder=0)
-    accuracy.plot(epochs, accuracies, label=PUBLISHED, **style)
+    return accuracy.plot(epochs, accuracies, label=PUBLISHED, **style)[0]
 
 
 # ---- the network -------------------------------------------------------------------------------------------
@@ -163,37 +232,50 @@ def filters(kernel: NDArray[np.float32]) -> Any:
 # ---- the test set ------------------------------------------------------------------------------------------
 
 
-def confusion_matrix(predictions: Predictions, about: str) -> Any:
-    """The confusion matrix of a predictions.json, `about` above it; the colour is of the mistakes alone."""
-    classes, counts = predictions.classes, np.array(predictions.confusion)
-    count, mistakes = len(classes), counts * (1 - np.eye(len(classes), dtype=int))
-    figure = new_figure(0.62 * count + 2.2, 0.52 * count + 1.6)
+def confusion_matrix(of_run: Predictions, about: str) -> Any:
+    """The confusion matrix of a predictions.json, `about` above it; the colour is of the mistakes alone.
+
+    Of many classes some are named, and no numbers stand in the cells.
+    """
+    counts = np.array(of_run.confusion)
+    count, mistakes = len(counts), counts * (1 - np.eye(len(counts), dtype=int))
+    wanted = 0.62 * count + 2.2  # with room for a number in each cell
+    width = min(max(wanted, NARROWEST), WIDEST)
+    figure = new_figure(width, min(0.52 * count + 1.6, 0.84 * WIDEST))
     axes = figure.add_subplot()
     top = max(int(mistakes.max()), 1)
     picture = axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=top)
     for row in range(count):
         axes.add_patch(_grey_square(row))
-        for column in range(count):
-            number = int(counts[row, column])
-            dark = row != column and number > 0.6 * top
-            axes.text(
-                column,
-                row,
-                number or "",
-                ha="center",
-                va="center",
-                fontsize=SMALL,
-                color="white" if dark else "black",
-                weight="bold" if row == column else "normal",
-            )
-    axes.set_xticks(range(count), classes, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
-    axes.set_yticks(range(count), classes, parse_math=False)
+    if wanted <= WIDEST:
+        _write_counts(axes, counts, top)
+    step = -(-count // LABELS)
+    classes = [textwrap.shorten(name, LONGEST, placeholder="...") or name[:LONGEST] for name in of_run.classes]
+    named = range(0, count, step)
+    axes.set_xticks(named, classes[::step], rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(named, classes[::step], parse_math=False)
     axes.set(xlabel="taken for", ylabel="class")
     right = int(np.trace(counts))
     share = right / max(int(counts.sum()), 1)
-    axes.set_title(f"{about}: {right:,} of {counts.sum():,} right ({share:.2%})", fontsize=10)
+    text = f"{about}: {right:,} of {counts.sum():,} right ({share:.2%})"
+    axes.set_title(textwrap.fill(text, int(11 * width)), fontsize=10)
     figure.colorbar(picture, label="mistakes (images)", shrink=0.8)
     return figure
+
+
+def _write_counts(axes: Any, counts: NDArray[np.int64], top: int) -> None:
+    """Writes each cell's count into it; `top` mistakes have the darkest colour."""
+    for (row, column), number in np.ndenumerate(counts):
+        axes.text(
+            column,
+            row,
+            number or "",
+            ha="center",
+            va="center",
+            fontsize=SMALL,
+            color="white" if row != column and number > 0.6 * top else "black",
+            weight="bold" if row == column else "normal",
+        )
 
 
 def _grey_square(index: int) -> Any:
@@ -202,23 +284,23 @@ def _grey_square(index: int) -> Any:
     return Rectangle((index - 0.5, index - 0.5), 1, 1, color="#dddddd")
 
 
-def mistakes(predictions: Predictions, about: str) -> Any:
-    """The images of a predictions.json that the network is most wrong about, `about` above them."""
+def mistakes(of_run: Predictions, about: str) -> Any:
+    """The mistakes of a predictions.json that the network was most confident about, `about` above them."""
     from matplotlib.image import imread
 
-    classes, found = predictions.classes, predictions.mistakes
+    classes, worst = of_run.classes, of_run.mistakes
     columns = 6
-    rows = -(-len(found) // columns)
+    rows = -(-len(worst) // columns)
     figure = new_figure(1.5 * columns, 1.85 * rows + 0.5)
     for index, panel in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         panel.set_axis_off()
-        if index < len(found):
-            mistake = found[index]
+        if index < len(worst):
+            mistake = worst[index]
             panel.imshow(imread(io.BytesIO(mistake.png), format="png"))
             label, taken = classes[mistake.label], classes[mistake.predicted]
             text = f"{label}, taken for\n{taken}, {mistake.probability:.3f}"
             panel.set_title(text, fontsize=SMALL, parse_math=False)
-    figure.suptitle(f"{about}: the mistakes it is surest of, with the probability it gives them", fontsize=10)
+    figure.suptitle(f"{about}: its most confident mistakes, with the probability it gives them", fontsize=10)
     return figure
 
 
@@ -233,38 +315,40 @@ class Drawn:
     missing: str = ""
 
 
-def draw(run: Path, out: Path, beside: Sequence[Path] = (), data: str | None = "") -> list[Drawn]:
+def draw(path: Path, out: Path, beside: Sequence[Path] = ()) -> list[Drawn]:
     """Writes the pictures of a run.
 
     Args:
-        run: its folder, or a result.json alone.
+        path: its folder, or a result.json alone.
         out: folder for the pictures, made if it is not there.
         beside: other results for the curves.
-        data: path of the run's images, for the sheet; None: found as data.load finds them; "": no sheet.
 
     Raises:
         UserError: without matplotlib, or if a file is damaged or cannot be written.
     """
-    result = record.read_result(run)
-    others = [record.read_result(path) for path in beside]
+    run = _read(path)
+    runs = {other.path.resolve(): other for other in (run, *map(_read, beside))}  # the same file once
     check(out / "curves.png")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}; try another --out") from None
     try:
-        schedule.plot(learning_rate(result["hyperparameters"]), str(out / "learning-rate.png"))
-        write(curves([result, *others]), out / "curves.png")
+        schedules.plot(learning_rate(run), str(out / "learning-rate.png"))
+        write(curves(list(runs.values())), out / "curves.png")
         drawn = [Drawn("learning-rate.png"), Drawn("curves.png"), _draw_filters(run, out)]
-        drawn += _draw_predictions(run, out, result)
+        return drawn + _draw_predictions(run, out)
     except (*formats.BROKEN_NPZ, OSError) as error:  # OSError: PIL's, for an image that is none
-        raise UserError(f"a file of {run} is damaged ({error!r}); copy the run's folder anew") from None
-    return [*drawn, _draw_sheet(result, out, data)]
+        raise UserError(f"a file of {path} is damaged ({error!r}); copy the run's folder again") from None
 
 
-def _draw_filters(run: Path, out: Path) -> Drawn:
-    name, path = "filters.png", run / "weights.npz"
-    if not path.is_file():
+def _read(path: Path) -> Run:
+    return results.read(path / "result.json" if path.is_dir() else path)
+
+
+def _draw_filters(run: Run, out: Path) -> Drawn:
+    name, path = "filters.png", run.path.with_name("weights.npz")
+    if run.folder is None or not path.is_file():
         return Drawn(name, "there is no weights.npz")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as weights:
         if "whiten/kernel" not in weights:
@@ -273,29 +357,17 @@ def _draw_filters(run: Path, out: Path) -> Drawn:
     return Drawn(name)
 
 
-def _draw_predictions(run: Path, out: Path, result: Mapping[str, Any]) -> list[Drawn]:
-    predictions = read_predictions(run)
-    if predictions is None:
-        why = f"there is no predictions.json; write it: python -m lab.predict {run} --evaluate"
+def _draw_predictions(run: Run, out: Path) -> list[Drawn]:
+    of_run = predictions.read(run.folder) if run.folder else None
+    if of_run is None:
+        why = f"there is no predictions.json; write it: python -m lab predict {run.folder or 'RUN'} --evaluate"
         return [Drawn("confusion.png", why), Drawn("mistakes.png", why)]
-    about = f"{title(result)}, {VIEWS[result['hyperparameters'].get('tta', 'none')]}"
-    write(confusion_matrix(predictions, about), out / "confusion.png")
-    if not predictions.mistakes:
+    about = f"{title(run)}, {predictions.VIEWS[str(run.hyperparameters.get('tta', 'none'))]}"
+    write(confusion_matrix(of_run, about), out / "confusion.png")
+    if not of_run.mistakes:
         return [Drawn("confusion.png"), Drawn("mistakes.png", "there are no mistakes")]
-    write(mistakes(predictions, about), out / "mistakes.png")
+    write(mistakes(of_run, about), out / "mistakes.png")
     return [Drawn("confusion.png"), Drawn("mistakes.png")]
-
-
-def _draw_sheet(result: Mapping[str, Any], out: Path, data: str | None) -> Drawn:
-    name = "augmented.png"
-    if data == "":
-        return Drawn(name, "it needs the images; add --data PATH")
-    from lab import preview  # it imports TensorFlow
-
-    known = {key: value for key, value in result["hyperparameters"].items() if key in settings.NAMES}
-    options = preview.hyperparameters(known)
-    write(preview.sheet(load_data(result, options, data), options), out / name)
-    return Drawn(name)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -305,7 +377,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--beside", metavar="RUN", type=Path, nargs="+", default=[], help="other results for the curves"
     )
-    parser.add_argument("--data", metavar="PATH", default="", help="the run's images, for a sheet of them")
     return parser.parse_args(arguments)
 
 
@@ -314,10 +385,6 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     options = parse(arguments)
     out = options.out or (options.run if options.run.is_dir() else options.run.parent) / "pictures"
-    for picture in draw(options.run, out, options.beside, options.data):
+    for picture in draw(options.run, out, options.beside):
         print(f"no {picture.name}: {picture.missing}" if picture.missing else f"wrote {out / picture.name}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,8 +14,7 @@ from typing import Any
 
 from lab.base.errors import UserError
 from lab.ladder import recipes
-from lab.report import predictions as mistakes
-from lab.report import tables
+from lab.report import groups, predictions, tables
 from lab.report.evidence import Report, Section
 from lab.report.groups import Group
 from lab.report.predictions import Mistake, Predictions
@@ -71,9 +70,7 @@ def _asset(name: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; it belongs beside lab/report/page.py"
-        ) from None
+        raise UserError(f"cannot read {path}: {error.strerror}; restore it") from None
 
 
 def _digest(text: str) -> str:
@@ -100,9 +97,7 @@ def _subtitle(runs: Sequence[Run]) -> str:
 
 def _table(table: Table) -> str:
     def cell(kind: str, index: int, text: str) -> str:
-        words = (
-            f' class="word{" path" if table.heads[index] == "file" else ""}"' if index in table.words else ""
-        )
+        words = f' class="word{" path" if table.heads[index] == "file" else ""}"' if index in table.words else ""
         return f"<{kind}{words}>{escape(text)}</{kind}>"
 
     def line(kind: str, texts: Sequence[str]) -> str:
@@ -189,8 +184,7 @@ def _series(runs: Sequence[Run], report: Report) -> list[dict[str, Any]]:
 
 def _published(runs: Sequence[Run]) -> dict[str, Any] | None:
     """The published curve of DavidNet's training, as far as the runs go, if one of them is that recipe unchanged."""
-    davidnet = recipes.written_constants()
-    ours = [run for run in runs if run.recipe == recipes.ROOT and not recipes.changed(run, davidnet)]
+    ours = [run for run in runs if run.recipe == recipes.ROOT and groups.is_unchanged(run)]
     if not ours:
         return None
     points = recipes.LEARNING_CURVE[: max(len(run.epochs) for run in ours)]
@@ -208,31 +202,29 @@ def _predictions(runs: Sequence[Run]) -> str:
     """The confusion matrix and mistakes of each run that has them in its folder; the first one's are open."""
     parts: list[str] = []
     for number, run in enumerate(runs, start=1):
-        found = None if run.folder is None else mistakes.read(run.folder)
-        if found is None:
+        of_run = None if run.folder is None else predictions.read(run.folder)
+        if of_run is None:
             continue
         name = escape(f"Run {number}: {run.recipe}, seed {run.seed}")
-        body = f"{_confusion(found)}\n<h3>Mistakes</h3>\n{_images(found)}"
+        body = f"{_confusion(of_run)}\n<h3>Mistakes</h3>\n{_images(of_run)}"
         parts.append(f"<details{'' if parts else ' open'}><summary>{name}</summary>\n{body}\n</details>")
     return "\n".join(["<h2>Predictions</h2>", *parts]) if parts else ""
 
 
-def _confusion(found: Predictions) -> str:
+def _confusion(of_run: Predictions) -> str:
     """Rows are the true classes, columns the predicted ones; right and wrong are shaded apart."""
-    wrong = [row[j] for i, row in enumerate(found.confusion) for j in range(len(row)) if i != j]
+    wrong = [row[j] for i, row in enumerate(of_run.confusion) for j in range(len(row)) if i != j]
     most = max([1, *wrong])
     lines = []
-    for i, (name, row) in enumerate(zip(found.classes, found.confusion, strict=True)):
+    for i, (name, row) in enumerate(zip(of_run.classes, of_run.confusion, strict=True)):
         total, cells = sum(row), []
         for j, count in enumerate(row):
             share = count / max(total, 1) if i == j else count / most
             shade = f"{'r' if i == j else 'w'}{min(SHADES - 1, int(share * SHADES))}"
             cells.append(f'<td class="{shade}">{count}</td>')
         right = tables.percent(row[i] / total, 1) if total else tables.NONE
-        lines.append(
-            f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}<td class="share">{right}</td></tr>'
-        )
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in found.classes)
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}<td class="share">{right}</td></tr>')
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in of_run.classes)
     return (
         "<h3>Confusion matrix</h3>\n"
         '<p class="quiet">A row is a true class, a column what its images were taken for; at the end, how many '
@@ -242,12 +234,12 @@ def _confusion(found: Predictions) -> str:
     )
 
 
-def _images(found: Predictions) -> str:
-    if not found.mistakes:
+def _images(of_run: Predictions) -> str:
+    if not of_run.mistakes:
         return '<p class="quiet">None was recorded.</p>'
-    shown = mistakes.surest(found, IMAGES)
-    about = f"The {len(shown)} of {len(found.mistakes)} recorded ones of which the network was surest."
-    figures = "\n".join(_figure(mistake, found.classes) for mistake in shown)
+    shown = predictions.most_confident(of_run, IMAGES)
+    about = f"The {len(shown)} of {len(of_run.mistakes)} recorded ones that the network was most confident about."
+    figures = "\n".join(_figure(mistake, of_run.classes) for mistake in shown)
     return f'<p class="quiet">{about}</p>\n<div class="images">\n{figures}\n</div>'
 
 

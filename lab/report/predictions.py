@@ -1,4 +1,4 @@
-"""What lab/predict.py leaves beside a result: which classes a network confuses, and test images that it got wrong."""
+"""What lab/predict.py leaves beside a result: which classes a network confuses, and test images it got wrong."""
 
 import base64
 import binascii
@@ -9,6 +9,7 @@ from typing import Any
 from lab.runs.results import Fields, clean, load
 
 NAME = "predictions.json"
+VIEWS = {"none": "one view", "flip": "two views", "six": "six views"}  # what is said of --tta
 PNG = b"\x89PNG\r\n\x1a\n"  # its first bytes
 MOST_CLASSES = 100
 LARGEST_PNG = 100_000  # bytes; an image of 32 x 32 has at most 4,000
@@ -75,6 +76,6 @@ def _mistake(fields: Fields, classes: int) -> Mistake:
     )
 
 
-def surest(predictions: Predictions, count: int) -> list[Mistake]:
-    """Of the images that were got wrong, those where the network was surest."""
+def most_confident(predictions: Predictions, count: int) -> list[Mistake]:
+    """Of the images that were got wrong, those that the network was most confident about."""
     return sorted(predictions.mistakes, key=lambda mistake: -mistake.probability)[:count]

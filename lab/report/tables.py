@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lab.report import statistics as statistics_of_runs
-from lab.report import times as speed
+from lab.report import statistics, times
 from lab.report.evidence import Report
 from lab.report.groups import Group
 from lab.report.statistics import Comparison, Summary
@@ -15,14 +14,17 @@ NONE = "–"  # a dash for what is not known
 
 @dataclass(frozen=True)
 class Table:
-    """Headings, rows of as many texts, and which columns are words rather than numbers."""
+    """Headings, rows of as many texts, and which columns are words rather than numbers.
+
+    lab/report/page.py makes HTML of it.
+    """
 
     heads: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     words: tuple[int, ...] = (0,)
 
-    def __str__(self) -> str:
-        """The table with its columns aligned: words to the left, numbers to the right."""
+    def as_text(self) -> str:
+        """For a terminal, with the columns aligned: words to the left, numbers to the right."""
         lines = [self.heads, *self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
@@ -32,6 +34,12 @@ class Table:
             ).rstrip()
             for line in lines
         )
+
+    def as_markdown(self) -> str:
+        """For a document."""
+        escaped = ([cell.replace("|", "\\|") for cell in line] for line in (self.heads, *self.rows))
+        head, *rows = (f"| {' | '.join(line)} |" for line in escaped)
+        return "\n".join([head, "|" + "---|" * len(self.heads), *rows])
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -100,18 +108,18 @@ def of_speeds(runs: Sequence[Run], target: float, peak_tflops: float | None) -> 
     """A row a run: its times by both rules, and how well it used the chip."""
     rows = []
     for number, run in enumerate(runs, start=1):
-        found = speed.of(run, target, peak_tflops)
+        speed = times.of(run, target, peak_tflops)
         rows.append(
             (
                 str(number),
-                seconds(found.to_target, "never" if run.finished else "not yet"),
-                seconds(found.airbench, "not recorded"),
-                seconds(found.compiling),
-                f"{found.images_per_second:,.0f}",
-                NONE if found.tflops is None else f"{found.tflops:.3g}",
-                NONE if found.peak_tflops is None else f"{found.peak_tflops:g}",
-                NONE if found.share is None else f"{percent(found.share, 1)} %",
-                seconds(found.seconds_at_peak),
+                seconds(speed.to_target, "never" if run.finished else "not yet"),
+                seconds(speed.airbench, "not recorded"),
+                seconds(speed.compiling),
+                f"{speed.images_per_second:,.0f}",
+                NONE if speed.tflops is None else f"{speed.tflops:.3g}",
+                NONE if speed.peak_tflops is None else f"{speed.peak_tflops:g}",
+                NONE if speed.share is None else f"{percent(speed.share, 1)} %",
+                seconds(speed.seconds_at_peak),
             )
         )
     heads = (
@@ -152,8 +160,8 @@ def of_summaries(named: Sequence[tuple[str, Summary]], target: float) -> Table:
 def medians(group: Group, target: float) -> str:
     """The median seconds of a group's runs as a line."""
     absent = {"DAWNBench": "never", "airbench": "not recorded"}
-    found = speed.medians(group.runs, target)
-    return ", ".join(f"{name} {seconds(value, absent.get(name, NONE))}" for name, value in found.items())
+    named = times.medians(group.runs, target)
+    return ", ".join(f"{name} {seconds(value, absent.get(name, NONE))}" for name, value in named.items())
 
 
 def of_comparison(named: Sequence[tuple[str, Comparison]], difference: float) -> Table:
@@ -182,30 +190,30 @@ def footnotes(target: float) -> list[str]:
         f"DAWNBench s: training alone, to the end of the first epoch with a plain accuracy of {aim}. airbench s: "
         "whitening, training and the evaluation with TTA. Neither has loading or compiling, nor has train s; "
         "total s is training and every evaluation.",
-        f"TFLOP/s: {speed.PASSES} forward passes a step, two operations a multiply-add, of direct convolutions. "
+        f"TFLOP/s: {times.PASSES} forward passes a step, two operations a multiply-add, of direct convolutions. "
         "peak: of the chip's data sheet, or --peak-tflops.",
         f"p: the chance of a mean this high if the true one were {aim}, by a one-sided t test. The interval is "
         "Student's; σ is that of one run, with n - 1. A claim by airbench's rule takes "
-        f"{statistics_of_runs.CLAIM} runs with distinct seeds.",
+        f"{statistics.CLAIM} runs with distinct seeds.",
     ]
 
 
 def as_text(report: Report) -> str:
     """The report for a terminal."""
     runs, target = report.runs, report.target
-    parts = [str(of_runs(runs)), str(of_speeds(runs, target, report.peak_tflops))]
+    parts = [of_runs(runs).as_text(), of_speeds(runs, target, report.peak_tflops).as_text()]
     for section in report.sections:
         if section.name:
             parts.append(section.name)
         for group, summaries in section.groups:
             lines = [group.label, *dict.fromkeys(map(machine, group.runs))]
             lines += [f"note: {note}" for note in group.notes]
-            lines.append(str(of_summaries(summaries, target)))
+            lines.append(of_summaries(summaries, target).as_text())
             lines.append(f"median seconds: {medians(group, target)}")
             parts.append("\n".join(lines))
         if section.unfinished:
             parts.append(left_out(section.unfinished))
     if report.comparisons:
-        parts.append(str(of_comparison(report.comparisons, report.difference)))
+        parts.append(of_comparison(report.comparisons, report.difference).as_text())
     parts += [*report.notes, "\n".join(footnotes(target))]
     return "\n\n".join(parts)

@@ -84,9 +84,7 @@ def of(run: Run, target: float, peak_tflops: float | None = None) -> Speed:
 def seconds_to(run: Run, target: float) -> float | None:
     """Seconds of training until the first epoch with that plain test accuracy; None if none has it."""
     sums = itertools.accumulate(epoch.train_seconds for epoch in run.epochs)
-    reached = (
-        sum_ for sum_, epoch in zip(sums, run.epochs, strict=True) if reaches(epoch.test_accuracy, target)
-    )
+    reached = (sum_ for sum_, epoch in zip(sums, run.epochs, strict=True) if reaches(epoch.test_accuracy, target))
     return next(reached, None)
 
 

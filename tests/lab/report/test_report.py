@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lab.report import report
+from lab.report import report, statistics, tables
 
 ROOT = Path(__file__).resolve().parents[3]
 stats = pytest.importorskip("scipy.stats", reason="statistics need SciPy")
@@ -56,10 +56,7 @@ def test_a_row_a_run_and_statistics_a_group(series, leave, capsys, tmp_path):
     assert f"{100 * low:.2f} to {100 * high:.2f}" in row and f"{p:.2g}" in row
     assert "94.067" in row and "0.153" in row and "2 (67 %)" in row
     assert "1/2, unfinished" in out and "unfinished, so listed but left out of the statistics" in out
-    assert (
-        "median seconds: train 20.00, total 24.00, compile 3.00, DAWNBench 20.00, airbench not recorded"
-        in out
-    )
+    assert "median seconds: train 20.00, total 24.00, compile 3.00, DAWNBench 20.00, airbench not recorded" in out
 
 
 def test_the_target_can_be_another(series, capsys):
@@ -86,16 +83,13 @@ def test_two_sets_are_compared(series, capsys):
     assert [entry["name"][:2] for entry in out["sets"]] == ["A:", "B:"]
     text = shown(capsys, *paths)
     assert "B - A" in text and f"{100 * (second.mean() - first.mean()):+.3f}" in text and "Welch" in text
-    assert (
-        f"{report.evidence.statistics_of_runs.runs_needed(0.001, first.std(ddof=1), second.std(ddof=1))}"
-        in text
-    )
+    assert f"{statistics.runs_needed(0.001, first.std(ddof=1), second.std(ddof=1))}" in text
 
 
 def test_what_cannot_be_compared_says_why(series, leave, capsys, tmp_path):
     two, one = series("two", [0.94, 0.941]), series("one", [0.94])
-    assert "one holds less than 2 finished runs" in shown(capsys, two, one)
-    assert "one holds less than 2 finished runs" in refused(capsys, "--compare", two, one)
+    assert "one holds fewer than 2 finished runs" in shown(capsys, two, one)
+    assert "one holds fewer than 2 finished runs" in refused(capsys, "--compare", two, one)
     assert "2 results are in both" in refused(capsys, "--compare", two, two)
     assert "these are 1" in refused(capsys, "--compare", two)
     leave(one / "other", hyperparameters={"width": 8})
@@ -129,29 +123,41 @@ def test_mistakes_are_refused_in_one_line(series, tmp_path, capsys):
     assert "--difference nan" in refused(capsys, folder, "--difference", "nan")
     assert "--peak-tflops" in refused(capsys, folder, "--peak-tflops", "0")
     assert "0 paths" in refused(capsys)
-    assert "give them alone" in refused(capsys, "--check", folder)
     assert "--nonsense" in refused(capsys, folder, "--nonsense")
-    assert "ends in .html" in refused(capsys, folder, "--html", tmp_path / "runs" / "0" / "result.json")
+    assert "does not end in .html" in refused(capsys, folder, "--html", tmp_path / "runs" / "0" / "result.json")
     (folder / "0" / "result.json").write_text('{"recipe": "davidnet"')
     assert "result.json" in refused(capsys, folder)
 
 
-def test_the_script_needs_neither_tensorflow_nor_for_one_run_scipy(series, tmp_path):
+def test_the_command_needs_neither_tensorflow_nor_for_one_run_scipy(series, tmp_path):
     hidden = tmp_path / "hidden"
     for package in ("tensorflow", "scipy", "matplotlib"):
         (hidden / package).mkdir(parents=True)
         (hidden / package / "__init__.py").write_text("raise ImportError('hidden')")
 
     def run(*arguments):
-        command = [sys.executable, "-m", "lab.report.report", *map(str, arguments)]
+        command = [sys.executable, "-m", "lab", "report", *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": f"{hidden}{os.pathsep}{ROOT}", "PYTHONIOENCODING": "ascii"}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     one = run(series("one", [0.94]), "--html", tmp_path / "page.html")
     assert (one.returncode, one.stderr) == (0, "") and (tmp_path / "page.html").exists()
+    assert one.stdout.startswith(f"wrote {tmp_path / 'page.html'}\n")
     several = run(series("two", [0.94, 0.95]))
     assert several.returncode == 2 and several.stderr.strip().endswith("pip install scipy")
     assert len(several.stderr.splitlines()) == 1
-    assert run("--check").returncode == 0
-    drawing = run("--records")
-    assert drawing.returncode == 2 and "pip install matplotlib" in drawing.stderr
+
+
+def test_a_table_as_text_and_in_markdown():
+    table = tables.Table(("name", "n"), [("a | b", "12"), ("c", "3")])
+    assert table.as_text() == "name    n\na | b  12\nc       3"
+    assert table.as_markdown() == "| name | n |\n|---|---|\n| a \\| b | 12 |\n| c | 3 |"
+
+
+def test_two_sets_of_other_code_are_compared_with_a_word(series, capsys):
+    code = {"commit": "0123456789", "changed": False, "sha256": "ab" * 32}
+    paths = series("before", [0.94, 0.941]), series("after", [0.942, 0.943], code=code, random_stream="numpy-plan")
+    text = shown(capsys, *paths)
+    assert "the sets' code is not the same: A not recorded, B commit 01234567" in text
+    assert "the sets' random stream is not the same: A the older one, B numpy-plan" in text
+    assert "is not the same" not in shown(capsys, paths[0], series("again", [0.93, 0.931]))

@@ -1,0 +1,90 @@
+"""The recipes as a table, how two of them differ, and a recipe's network layer by layer.
+
+    python -m lab recipes
+    python -m lab recipes --diff davidnet bag-of-tricks
+    python -m lab recipes --describe speedrun --svg network.svg
+
+The first two need no TensorFlow.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lab.base.errors import Parser, UserError, exits_with_one_line
+from lab.base.files import write_whole
+from lab.ladder import recipes
+from lab.ladder.recipes import RECIPES
+from lab.options import flag
+from lab.report import groups
+from lab.report.tables import Table
+from lab.start import load
+
+RECORDS = Path(__file__).resolve().parents[1] / "records"
+CLASSES = 10  # of a network that is described
+
+
+def listing(records: Path) -> str:
+    """All recipes: what is claimed of them, and what the full runs in a folder of records measure."""
+    measured, rows = groups.measured(records), []
+    for name, recipe in RECIPES.items():
+        claim = recipe.claim
+        runs = f" (n={claim.runs})" if claim.runs else ""
+        ours = [100 * run.accuracy for run in measured.get(name, [])]
+        rows.append(
+            (
+                name,
+                str(recipes.values(name)["epochs"]),
+                f"{claim.accuracy:g} %{runs}" if claim.accuracy else "no figure",
+                f"{claim.seconds:g} s, {claim.hardware}" if claim.seconds else "",
+                f"{sum(ours) / len(ours):.2f} % (n={len(ours)})" if ours else "not measured yet",
+            )
+        )
+    table = Table(("recipe", "epochs", "claimed", "time", "measured"), rows, words=(0, 2, 3, 4))
+    return (
+        f"{table.as_text()}\n\nmeasured: mean over the full runs under records/, with test-time augmentation where the "
+        "recipe has it.\nParameters and multiply-adds: --describe RECIPE."
+    )
+
+
+def difference(first: str, second: str) -> str:
+    """A line for each hyperparameter in which two recipes differ: its flag, and both values."""
+    values = recipes.differences(recipes.values(first), recipes.values(second))
+    lines = [f"{flag(name):<22} {one!r:>28}  {other!r}" for name, (one, other) in values.items()]
+    return "\n".join(lines or [f"{first} and {second} train with the same hyperparameters"])
+
+
+def describe(name: str, svg: Path | None) -> None:
+    """Prints a recipe's text and its network's layers, and draws them into an SVG file if one is named."""
+    recipe = recipes.known(name)
+    print(f"{name}: {recipe.about}\nSource: {recipe.source}.\n")
+    layers = load("lab.ladder.describe")
+    rows = layers.trace(network(name))
+    print(layers.table(rows))
+    if svg is not None:
+        write_whole(svg, layers.svg(rows, name))
+        print(f"wrote {svg}")
+
+
+def network(name: str) -> Any:
+    """A recipe's network, as a Keras model with its variables made."""
+    options = load("lab.assemble").configure({"recipe": name})
+    return load("lab.ladder.networks").make(options, CLASSES, fast=False)
+
+
+@exits_with_one_line
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
+    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--diff", nargs=2, metavar="RECIPE", help="how two recipes differ")
+    parser.add_argument("--describe", metavar="RECIPE", help="its text and network, layer by layer")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="with --describe: a diagram of the network")
+    options = parser.parse_args(arguments)
+    if options.svg and not options.describe:
+        raise UserError("--svg needs to know of which network; add --describe davidnet")
+    if options.diff:
+        print(difference(*options.diff))
+    elif options.describe:
+        describe(options.describe, options.svg)
+    else:
+        print(listing(RECORDS))
+    return 0
