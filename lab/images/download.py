@@ -1,26 +1,25 @@
 """Fetching the CIFAR-10 archive from its home server or a mirror, and unpacking it safely."""
 
-import hashlib
 import http.client
 import ipaddress
 import os
 import re
-import shutil
 import sys
-import tarfile
 import tempfile
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Collection, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from lab.base.errors import UserError
+from lab.base.files import sum_of
+from lab.images import formats
+from lab.images.pickles import AGAIN
 
 # A mirror is listed only where its users report the very same file; the checksum is what is trusted, not the list.
 CIFAR10_BYTES = 170_498_071
@@ -39,7 +38,6 @@ GRACE_SECONDS = 15.0  # TCP's slow start and a cold cache are over by then
 STALL_SECONDS = 30.0  # without a single byte
 TRIES_PER_SOURCE = 5  # the first and four resumptions after a cut connection
 CHUNK_BYTES = 1 << 18
-MAX_MEMBER_BYTES = 1 << 26  # twice a batch file
 
 
 class _SourceFailed(Exception):
@@ -197,14 +195,6 @@ def _write(file: IO[bytes], chunk: bytes, part: Path) -> None:
         ) from error
 
 
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _fetch_from(url: str, part: Path, md5: str, size: int, pace: _Pace, stall_seconds: float) -> None:
     """Completes `part` from one source and checks it; raises _SourceFailed when that cannot be done."""
     for _ in range(TRIES_PER_SOURCE):
@@ -221,14 +211,14 @@ def _fetch_from(url: str, part: Path, md5: str, size: int, pace: _Pace, stall_se
         have = part.stat().st_size
         if have < size:
             continue
-        found = _md5(part)
-        if found == md5:
+        received = sum_of(part, "md5")
+        if received == md5:
             return
         part.unlink()
         # Bytes left by another source or an earlier run may be the bad ones: then this source gets a
-        # chance to send the file whole.
+        # chance to send all of the file.
         if before == 0:
-            raise _SourceFailed(f"its file is corrupt, md5 {found} instead of {md5}")
+            raise _SourceFailed(f"its file is corrupt, md5 {received} instead of {md5}")
     have = part.stat().st_size if part.exists() else 0
     raise _SourceFailed(f"the connection was cut {TRIES_PER_SOURCE} times, {have} of {size} bytes are here")
 
@@ -243,7 +233,7 @@ def fetch(
     grace_seconds: float = GRACE_SECONDS,
     stall_seconds: float = STALL_SECONDS,
 ) -> Path:
-    """Downloads one file from the first source that delivers it whole.
+    """Downloads one file from the first source that delivers all of it.
 
     The bytes go to `destination` + ".part", which a later source or run resumes, and get their name only
     once size and md5 are right. A finished file that is already there is checked, and deleted if corrupt.
@@ -251,7 +241,7 @@ def fetch(
     Args:
         urls: sources of the same file, tried in order; https, or http on a loopback host.
         destination: where the file goes; its folder is made.
-        md5: hexadecimal checksum of the whole file.
+        md5: hexadecimal checksum of the file.
         size: the file's bytes.
         limit_seconds: for one source; it is given up when its rate so far could not finish in this time.
         grace_seconds: how long a source's rate is measured before it is judged.
@@ -267,7 +257,7 @@ def fetch(
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         if destination.is_file():
-            if destination.stat().st_size == size and _md5(destination) == md5:
+            if destination.stat().st_size == size and sum_of(destination, "md5") == md5:
                 return destination
             destination.unlink()
         for url in urls:
@@ -290,70 +280,37 @@ def fetch(
     )
 
 
-def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
-    """Refuses what no honest archive of plain files holds, whether or not it would be unpacked."""
-    path = PurePosixPath(member.name)
-    escapes = path.is_absolute() or ".." in path.parts or "\\" in member.name or ":" in member.name
-    if escapes or not (member.isreg() or member.isdir()):
-        what = "leads out of its folder" if escapes else "is no regular file"
-        raise UserError(f"{archive}: member {member.name!r} {what}; delete the archive and fetch it anew")
-
-
 def safe_extract(archive: str | Path, directory: str | Path, *, folder: str, files: Collection[str]) -> Path:
     """Unpacks the expected files of `folder` from a .tar.gz into `directory`/`folder`.
 
-    Every member's path and kind is checked; only `folder`/name for a name in `files` is written, by this
-    code and not by tarfile, to a temporary folder that is renamed when all are there.
+    What is written, by this code and not by tarfile, is `folder`/name for a name in `files`: to a temporary folder,
+    which is renamed when all are there.
 
     Args:
         archive: a gzip-compressed tar file.
         directory: where `folder` goes; made if missing.
         folder: name of the folder, inside the archive and outside.
-        files: names of the regular files to take, all of which must be there, each at most 64 MiB.
+        files: names of the regular files to take, all of which must be there.
 
     Returns: `directory`/`folder`.
 
-    Raises: UserError for an escaping path, a link or device, a missing, doubled or oversized member, and a
-    truncated or corrupt archive.
+    Raises: UserError for a missing file, and for an archive that formats.archive_members refuses.
     """
     archive, directory = Path(archive), Path(directory)
-    wanted = {f"{folder}/{name}": name for name in files}
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        members = formats.archive_members(archive, {f"{folder}/{name}" for name in files})
+        missing = sorted(name for name in files if f"{folder}/{name}" not in members)
+        if missing:
+            raise UserError(f"{archive} lacks {', '.join(missing)}; {AGAIN}")
         with tempfile.TemporaryDirectory(prefix=".unpack-", dir=directory) as temporary:
             unpacked = Path(temporary) / folder
             unpacked.mkdir()
-            with tarfile.open(archive, "r:gz") as tar:
-                for member in tar:
-                    _check_member(member, archive)
-                    if hasattr(tarfile, "data_filter"):
-                        tarfile.data_filter(member, temporary)
-                    name = wanted.get(str(PurePosixPath(member.name)))
-                    if name is not None and member.isreg():
-                        _extract_member(tar, member, unpacked / name, archive)
-            missing = sorted(name for name in files if not (unpacked / name).is_file())
-            if missing:
-                raise UserError(f"{archive} lacks {', '.join(missing)}; delete it and fetch it anew")
+            for name in files:
+                (unpacked / name).write_bytes(members[f"{folder}/{name}"])
             return _move_folder(unpacked, directory / folder)
-    except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
-        raise UserError(
-            f"{archive} is no whole .tar.gz ({str(error) or 'truncated'}); delete it and fetch it anew"
-        ) from error
     except OSError as error:
-        raise UserError(
-            f"cannot unpack {archive} into {directory}: {error}; check the archive and the disk"
-        ) from error
-
-
-def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, archive: Path) -> None:
-    if target.exists() or member.size > MAX_MEMBER_BYTES:
-        what = "is there twice" if target.exists() else f"has {member.size} bytes, limit {MAX_MEMBER_BYTES}"
-        raise UserError(f"{archive}: member {member.name!r} {what}; delete the archive and fetch it anew")
-    source = tar.extractfile(member)
-    if source is None:
-        raise tarfile.ReadError(f"{member.name} has no content")
-    with source, target.open("xb") as file:
-        shutil.copyfileobj(source, file)
+        raise UserError(f"cannot unpack {archive} into {directory}: {error}; check the archive and the disk") from error
 
 
 def _move_folder(unpacked: Path, target: Path) -> Path:

@@ -1,16 +1,13 @@
 """Reading CIFAR-10's file formats, and .npz files of the same shape, as untrusted input. NumPy only."""
 
 import gzip
-import hashlib
 import io
 import os
-import pickle
-import pickletools
 import tarfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -19,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.base.errors import UserError
-from lab.images.imagefile import Images
+from lab.base.files import sum_of
+from lab.images import pickles
+from lab.images.pickles import AGAIN
 
 IMAGES_PER_FILE = 10_000  # of the published data set, in every batch file
 PIXEL_BYTES = 3 * 32 * 32
@@ -46,193 +45,57 @@ PUBLISHED_MD5 = {
     "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
 }
 
-_FETCH_ANEW = "delete it and fetch it anew"
-
-Batch = tuple[NDArray[np.uint8], NDArray[np.int32]]
+Rows = tuple[NDArray[np.uint8], NDArray[np.int32]]  # (N, 3072), red, green and blue planes, and labels (N,)
 
 
 class Arrays(NamedTuple):
     """Images uint8 (N, 32, 32, 3), labels int32 (N,) from 0 to len(classes) - 1, and the classes' names."""
 
-    train_images: Images
+    train_images: NDArray[np.uint8]
     train_labels: NDArray[np.int32]
     test_images: NDArray[np.uint8]
     test_labels: NDArray[np.int32]
     classes: tuple[str, ...]
 
 
-# --- the "python version": pickles ---------------------------------------------------------------------
-
-# All that the published files use, and what Python 3 writes for the same dictionaries with protocols 2 to 4.
-_KNOWN = (
-    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINSTRING SHORT_BINSTRING BINBYTES "
-    "SHORT_BINBYTES BINUNICODE SHORT_BINUNICODE EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS "
-    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL "
-    "STACK_GLOBAL REDUCE BUILD"
-)
-_OPCODES = frozenset(_KNOWN.split())
-_RARE = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"})
-_MAX_RARE = 400  # they use about ten; without a limit nested tuples could overflow the C stack
-_MAX_MEMO = 1 << 20  # they use about 10,000; the unpickler allocates up to the highest index
-
-_BROKEN_PICKLE = (  # all that unpickling damaged bytes can raise; Warning: where a caller made them errors
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ImportError,
-    ArithmeticError,
-    MemoryError,
-    RecursionError,
-    Warning,
-)
+# ---- the "python version": pickles -------------------------------------------------------------------------
 
 
-class _StandIn:
-    """Takes the place of a NumPy object: holds what the pickle says about it and acts on nothing.
-
-    NumPy's own __setstate__ trusts its input (a wrong flag in a dtype makes it follow pixels as pointers).
-    """
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Array(_StandIn):
-    pass
-
-
-class _Dtype(_StandIn):
-    pass
-
-
-class _Encoded(_StandIn):
-    """_codecs.encode(text, 'latin1'), which is how protocol 2 of Python 3 writes bytes."""
-
-    def __new__(cls, text: str, encoding: str) -> Any:
-        if encoding != "latin1":
-            raise pickle.UnpicklingError(f"text in encoding {encoding!r}")
-        return text.encode("latin1")
-
-
-_GLOBALS: dict[tuple[str, str], type[_StandIn]] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): _StandIn,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _Encoded,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type[_StandIn]:
-        if (module, name) not in _GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which these files never hold")
-        return _GLOBALS[module, name]
-
-
-def _check_opcodes(data: bytes) -> None:
-    """Walks over the pickle without running it: lengths inside the file, known opcodes, small memo."""
-    rare = 0
-    for opcode, argument, position in pickletools.genops(data):
-        if opcode.name not in _OPCODES:
-            raise pickle.UnpicklingError(f"opcode {opcode.name} at byte {position}")
-        rare += opcode.name in _RARE
-        if rare > _MAX_RARE:
-            raise pickle.UnpicklingError(f"more than {_MAX_RARE} structured objects")
-        if opcode.name == "LONG_BINPUT" and (argument or 0) > _MAX_MEMO:
-            raise pickle.UnpicklingError(f"memo index {argument}, limit {_MAX_MEMO}")
-
-
-def _text(value: Any) -> Any:
-    return value.decode("latin1") if isinstance(value, bytes) else value
-
-
-def _unpickle(data: bytes, name: str) -> dict[Any, Any]:
-    """The pickled dictionary with text keys; UserError for damage and for anything else in the file."""
-    try:
-        _check_opcodes(data)
-        # encoding: a str of Python 2 stays bytes, so 30 MB of pixels are not decoded and encoded again.
-        value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
-    except _BROKEN_PICKLE as error:
-        why = str(error) or type(error).__name__
-        raise UserError(f"{name} is no CIFAR-10 pickle or is damaged ({why}); {_FETCH_ANEW}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{name} holds a {type(value).__name__} instead of a dictionary; {_FETCH_ANEW}")
-    return {_text(key): item for key, item in value.items()}
-
-
-def _uint8_matrix(array: Any) -> NDArray[np.uint8]:
-    """The (N, 3072) array that a stand-in describes; ValueError says what is wrong."""
-    if not isinstance(array, _Array) or not isinstance(array.state, tuple) or len(array.state) != 5:
-        raise ValueError("'data' is no array")
-    _, shape, dtype, fortran_order, pixels = array.state
-    code = _text(dtype.arguments[0]) if isinstance(dtype, _Dtype) and dtype.arguments else None
-    if code not in ("u1", "|u1", "uint8"):
-        raise ValueError(f"'data' is not uint8 (dtype {code!r})")
-    if not (
-        isinstance(shape, tuple)
-        and len(shape) == 2
-        and all(type(length) is int for length in shape)
-        and shape[0] > 0
-        and shape[1] == PIXEL_BYTES
-    ):
-        raise ValueError(f"'data' has shape {shape!r} instead of (N, {PIXEL_BYTES})")
-    if not isinstance(pixels, bytes) or len(pixels) != shape[0] * shape[1]:
-        raise ValueError(f"'data' does not have the {shape[0] * shape[1]} bytes of its shape")
-    flat = np.frombuffer(pixels, np.uint8)
-    return flat.reshape(shape, order="F" if fortran_order else "C")
-
-
-def _decode_python(data: bytes, name: str) -> Batch:
-    batch = _unpickle(data, name)
-    try:
-        if "data" not in batch or "labels" not in batch:
-            raise ValueError("'data' or 'labels' is missing")
-        rows, labels = _uint8_matrix(batch["data"]), batch["labels"]
-        # bool is an int to isinstance, and a label beyond int32 must not reach NumPy.
-        if not isinstance(labels, list) or not all(
-            type(label) is int and 0 <= label < MAX_CLASSES for label in labels
-        ):
-            raise ValueError(f"'labels' is no list of whole numbers from 0 to {MAX_CLASSES - 1}")
-        return _check_batch(rows, np.array(labels, np.int32))
-    except ValueError as error:
-        raise UserError(f"{name}: {error}; {_FETCH_ANEW}, or give own data as .npz") from error
+def _decode_python(data: bytes, name: str) -> Rows:
+    batch = pickles.load(data, name)
+    if "data" not in batch or "labels" not in batch:
+        raise ValueError("'data' or 'labels' is missing")
+    labels = batch["labels"]
+    # bool is an int to isinstance, and a label beyond int32 must not reach NumPy.
+    if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < MAX_CLASSES for label in labels):
+        raise ValueError(f"'labels' is no list of whole numbers from 0 to {MAX_CLASSES - 1}")
+    return pickles.uint8_matrix(batch["data"], PIXEL_BYTES), np.array(labels, np.int32)
 
 
 def _python_names(data: bytes, name: str) -> tuple[str, ...]:
-    names = _unpickle(data, name).get("label_names")
+    names = pickles.load(data, name).get("label_names")
     if not isinstance(names, list) or not all(isinstance(item, bytes | str) for item in names):
-        raise UserError(f"{name}: 'label_names' is no list of names; {_FETCH_ANEW}")
-    return tuple(_text(item) for item in names)
+        raise UserError(f"{name}: 'label_names' is no list of names; {AGAIN}")
+    return tuple(pickles.text(item) for item in names)
 
 
-# --- the "binary version" ------------------------------------------------------------------------------
+# ---- the "binary version" ----------------------------------------------------------------------------------
 
 
-def _decode_binary(data: bytes, name: str) -> Batch:
+def _decode_binary(data: bytes, name: str) -> Rows:
     """Records of one label byte and 3072 pixels, red, green and blue planes."""
     record = 1 + PIXEL_BYTES
-    try:
-        if not data or len(data) % record:
-            raise ValueError(f"{len(data)} bytes are no whole number of {record}-byte records")
-        records = np.frombuffer(data, np.uint8).reshape(-1, record)
-        return _check_batch(records[:, 1:], records[:, 0].astype(np.int32))
-    except ValueError as error:
-        raise UserError(f"{name}: {error}; {_FETCH_ANEW}, or give own data as .npz") from error
+    if not data or len(data) % record:
+        raise ValueError(f"{len(data)} bytes are no whole number of {record}-byte records")
+    records = np.frombuffer(data, np.uint8).reshape(-1, record)
+    return records[:, 1:], records[:, 0].astype(np.int32)
 
 
 def _binary_names(data: bytes, name: str) -> tuple[str, ...]:
     return tuple(data.decode("latin1").split())
 
 
-# --- what both versions share --------------------------------------------------------------------------
+# ---- what both versions share ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -244,7 +107,7 @@ class Layout:
     test_file: str
     names_file: str
     archive: str
-    decode: Callable[[bytes, str], Batch]
+    decode: Callable[[bytes, str], Rows]
     decode_names: Callable[[bytes, str], tuple[str, ...]]
 
     @property
@@ -274,12 +137,16 @@ BINARY = Layout(
 LAYOUTS = (PYTHON, BINARY)
 
 
-def _check_batch(rows: NDArray[np.uint8], labels: NDArray[np.int32]) -> Batch:
-    """(N, 3072) planes to (N, 32, 32, 3); ValueError for a wrong count or label."""
-    if len(rows) != IMAGES_PER_FILE or len(labels) != IMAGES_PER_FILE:
-        raise ValueError(f"{len(rows)} images and {len(labels)} labels instead of {IMAGES_PER_FILE} each")
-    if labels.max() >= MAX_CLASSES:
-        raise ValueError(f"label {labels.max()}, the limit is {MAX_CLASSES - 1}")
+def decode(layout: Layout, data: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """A batch file's images (N, 32, 32, 3) and labels (N,); UserError, with its name, for anything wrong in it."""
+    try:
+        rows, labels = layout.decode(data, name)
+        if len(rows) != IMAGES_PER_FILE or len(labels) != IMAGES_PER_FILE:
+            raise ValueError(f"{len(rows)} images and {len(labels)} labels instead of {IMAGES_PER_FILE} each")
+        if labels.max() >= MAX_CLASSES:
+            raise ValueError(f"label {labels.max()}, the limit is {MAX_CLASSES - 1}")
+    except ValueError as error:
+        raise UserError(f"{name}: {error}; {AGAIN}, or give own data as .npz") from error
     return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
@@ -289,25 +156,26 @@ def _assemble(layout: Layout, where: str, read: Callable[[str], bytes]) -> Array
     train_labels = np.empty(len(train_images), np.int32)
     for i, name in enumerate(layout.train_files):
         part = slice(i * IMAGES_PER_FILE, (i + 1) * IMAGES_PER_FILE)
-        train_images[part], train_labels[part] = layout.decode(read(name), f"{where}/{name}")
-    test_images, test_labels = layout.decode(read(layout.test_file), f"{where}/{layout.test_file}")
+        train_images[part], train_labels[part] = decode(layout, read(name), f"{where}/{name}")
+    test_images, test_labels = decode(layout, read(layout.test_file), f"{where}/{layout.test_file}")
     names = layout.decode_names(read(layout.names_file), f"{where}/{layout.names_file}")
     if len(names) != MAX_CLASSES:
-        raise UserError(f"{where}/{layout.names_file}: {len(names)} names instead of 10; {_FETCH_ANEW}")
+        raise UserError(f"{where}/{layout.names_file}: {len(names)} names instead of 10; {AGAIN}")
     return Arrays(train_images, train_labels, np.ascontiguousarray(test_images), test_labels, names)
 
 
-def _read_file(path: Path, limit: int | None = None) -> bytes:
-    limit = limit or MAX_FILE_BYTES
+def _cannot_read(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read {path}: {error.strerror or error}; check the path and its rights")
+
+
+def _read_file(path: Path) -> bytes:
     try:
         size = path.stat().st_size
-        if size > limit:
-            raise UserError(f"{path} has {size} bytes, the limit is {limit}; {_FETCH_ANEW}")
+        if size > MAX_FILE_BYTES:
+            raise UserError(f"{path} has {size} bytes, the limit is {MAX_FILE_BYTES}; {AGAIN}")
         return path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}; check the path and its rights"
-        ) from error
+        raise _cannot_read(path, error) from error
 
 
 def missing_files(folder: Path, layout: Layout) -> list[str]:
@@ -323,7 +191,7 @@ def read_folder(folder: Path, layout: Layout) -> Arrays:
     """
     missing = missing_files(folder, layout)
     if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing)}; unpack the archive anew")
+        raise UserError(f"{folder} lacks {', '.join(missing)}; unpack the archive again")
     return _assemble(layout, str(folder), lambda name: _read_file(folder / name))
 
 
@@ -332,50 +200,63 @@ def read_archive(path: Path) -> Arrays:
 
     Raises: UserError as read_folder does, and for an archive that is truncated, damaged or of something else.
     """
-    try:
-        with gzip.open(path) as file:  # read to its end, so its checksum is compared too
-            data = file.read(MAX_TAR_BYTES + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is truncated or no .tar.gz ({error}); {_FETCH_ANEW}") from error
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}; check the path and its rights"
-        ) from error
-    if len(data) > MAX_TAR_BYTES:
-        raise UserError(f"{path} unpacks to more than {MAX_TAR_BYTES} bytes; {_FETCH_ANEW}")
-    members = _tar_members(data, path)
+    known = {f"{layout.folder}/{name}" for layout in LAYOUTS for name in layout.files}
+    members = archive_members(path, known)
     for layout in LAYOUTS:
-        if f"{layout.folder}/{layout.test_file}" not in members:
+        prefix = f"{layout.folder}/"
+        contents = {name: members[prefix + name] for name in layout.files if prefix + name in members}
+        if layout.test_file not in contents:
             continue
         where = f"{path}: {layout.folder}"
-        missing = [name for name in layout.files if f"{layout.folder}/{name}" not in members]
-        if missing:
-            raise UserError(f"{where} lacks {', '.join(missing)}; {_FETCH_ANEW}")
-        contents = {name: members[f"{layout.folder}/{name}"] for name in layout.files}
+        if missing := [name for name in layout.files if name not in contents]:
+            raise UserError(f"{where} lacks {', '.join(missing)}; {AGAIN}")
         return _assemble(layout, where, contents.__getitem__)
     raise UserError(f"{path} holds neither {PYTHON.folder} nor {BINARY.folder}; give CIFAR-10's archive")
 
 
-def _tar_members(data: bytes, path: Path) -> dict[str, bytes]:
-    """The regular files that CIFAR-10 has, by their path inside the archive; others are left alone."""
-    known = {f"{layout.folder}/{name}" for layout in LAYOUTS for name in layout.files}
+def archive_members(path: Path, known: Collection[str]) -> dict[str, bytes]:
+    """The contents of a .tar.gz's regular files whose paths in it are `known`; others are left alone.
+
+    Raises: UserError for an archive that is truncated or damaged, or holds what no honest one does: a path that leads
+    out of its folder, a link or device, a known file twice, or more bytes than CIFAR-10 has.
+    """
+    try:
+        with gzip.open(path) as file:  # read to its end, so its checksum is compared too
+            data = file.read(MAX_TAR_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is truncated or no .tar.gz ({error}); {AGAIN}") from error
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+    if len(data) > MAX_TAR_BYTES:
+        raise UserError(f"{path} unpacks to more than {MAX_TAR_BYTES} bytes; {AGAIN}")
     members: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
                 name = str(PurePosixPath(member.name))
-                file = tar.extractfile(member) if name in known and member.isreg() else None
-                if file is None:
-                    continue
-                if member.size > MAX_FILE_BYTES:
-                    raise UserError(f"{path}: {name} has {member.size} bytes, limit {MAX_FILE_BYTES}")
-                members[name] = file.read()
+                if wrong := _wrong_member(member, name in members):
+                    raise UserError(f"{path}: member {member.name!r} {wrong}; {AGAIN}")
+                content = tar.extractfile(member) if name in known else None
+                if content is not None:  # as it is for a folder
+                    members[name] = content.read()
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise UserError(f"{path} holds no whole tar archive ({error}); {_FETCH_ANEW}") from error
+        raise UserError(f"{path} holds no whole tar archive ({error}); {AGAIN}") from error
     return members
 
 
-# --- .npz ----------------------------------------------------------------------------------------------
+def _wrong_member(member: tarfile.TarInfo, known: bool) -> str:
+    """What no honest archive of plain files holds, whether or not it would be read; "" if all is well."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\\" in member.name or ":" in member.name:
+        return "leads out of its folder"
+    if not (member.isreg() or member.isdir()):
+        return "is no regular file"
+    if known:
+        return "is there twice"
+    return f"has {member.size} bytes, limit {MAX_FILE_BYTES}" if member.size > MAX_FILE_BYTES else ""
+
+
+# ---- .npz --------------------------------------------------------------------------------------------------
 
 
 BROKEN_NPZ = (  # from a damaged zip file, and from NumPy's parser of headers, which is Python's own
@@ -406,13 +287,11 @@ def read_npz(path: Path) -> Arrays:
                 raise ValueError(f"{total} bytes unpacked, the limit is {MAX_NPZ_BYTES}")
             arrays = {name: _npz_array(archive, name) for name in ("x_train", "y_train", "x_test", "y_test")}
     except BROKEN_NPZ as error:
-        raise UserError(f"{path}: {str(error) or 'truncated'}; save it anew with numpy.savez") from error
+        raise UserError(f"{path}: {str(error) or 'truncated'}; save it again with numpy.savez") from error
     except (NotImplementedError, RuntimeError, MemoryError) as error:  # compression, encryption, no room
-        raise UserError(f"{path} cannot be read ({error}); save it anew with numpy.savez") from error
+        raise UserError(f"{path} cannot be read ({error}); save it again with numpy.savez") from error
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}; check the path and its rights"
-        ) from error
+        raise _cannot_read(path, error) from error
     labels = np.concatenate([_npz_labels(arrays, part, path) for part in ("train", "test")])
     train_count = len(arrays["x_train"])
     classes = tuple(str(i) for i in range(labels.max() + 1))
@@ -460,7 +339,7 @@ def _npz_labels(arrays: dict[str, NDArray[Any]], part: str, path: Path) -> NDArr
     return labels.astype(np.int32)
 
 
-# --- any of them ---------------------------------------------------------------------------------------
+# ---- any of them -------------------------------------------------------------------------------------------
 
 
 def locate(folder: Path) -> tuple[Path, Layout | None] | None:
@@ -482,10 +361,10 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     """
     path = Path(path)
     if path.is_dir():
-        found = locate(path)
-        if found is None:
+        located = locate(path)
+        if located is None:
             raise UserError(_why_not(path))
-        where, layout = found
+        where, layout = located
         return read_archive(where) if layout is None else read_folder(where, layout)
     if not path.exists():
         raise UserError(f"--data {path} does not exist; give a folder, .tar.gz or .npz, or --data synthetic")
@@ -494,10 +373,6 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     if path.suffix == ".npz":
         return read_npz(path)
     raise UserError(f"--data {path} is of no known type; give a folder, a .tar.gz or an .npz")
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def doubt(path: str | os.PathLike[str]) -> str:
@@ -510,12 +385,15 @@ def doubt(path: str | os.PathLike[str]) -> str:
     where, layout = (path, None) if path.is_file() else locate(path) or (path, None)
     if where.suffix == ".npz":  # has checksums, which reading compares
         return ""
-    if layout is None:
-        same = _md5(_read_file(where, MAX_TAR_BYTES)) in PUBLISHED_MD5.values()
-        return "" if same else f"{where.name} is not the published file, by its md5"
     if layout is BINARY:
         return f"{where.name} cannot be told from a damaged copy: no checksums of it are published"
-    differ = [name for name in PYTHON.files if _md5(_read_file(where / name)) != PUBLISHED_MD5[name]]
+    try:
+        if layout is None:
+            same = sum_of(where, "md5") in PUBLISHED_MD5.values()
+            return "" if same else f"{where.name} is not the published file, by its md5"
+        differ = [name for name in PYTHON.files if sum_of(where / name, "md5") != PUBLISHED_MD5[name]]
+    except OSError as error:
+        raise _cannot_read(where, error) from error
     return f"{', '.join(differ)} of {where.name} are not the published files, by their md5" if differ else ""
 
 
@@ -525,7 +403,7 @@ def _why_not(folder: Path) -> str:
         for candidate in (folder, folder / layout.folder):
             missing = missing_files(candidate, layout)
             if len(missing) < len(layout.files):
-                return f"{candidate} lacks {', '.join(missing)}; unpack the archive anew"
+                return f"{candidate} lacks {', '.join(missing)}; unpack the archive again"
     return (
         f"--data {folder} holds neither {PYTHON.folder} nor {BINARY.folder}; give the folder that does, "
         "or --data synthetic"

@@ -1,17 +1,15 @@
 """Data sets as compressed TFRecord shards, in a folder or on storage: any path of tf.io.gfile, `gs://` too.
 
-    python -m lab.images.load --data cifar-10-batches-py --to-tfrecord gs://bucket/cifar10
+    python -m lab convert --data cifar-10-batches-py --to-tfrecord gs://bucket/cifar10
     python train_eager.py --data gs://bucket/cifar10
 
 A folder holds train-00000-of-00010.tfrecord.gz and so on, and tfrecords.json, the manifest, which is written last:
-a folder without one is not whole. A record is a tf.train.Example of `image`, 3072 bytes (32 rows of 32 pixels of
+a folder without one is incomplete. A record is a tf.train.Example of `image`, 3072 bytes (32 rows of 32 pixels of
 red, green, blue), and `label`, an int64. Neither depends on Keras or on this program, and the statistics in the
 manifest (of the training images, on the 0-1 scale) are for other readers too; training computes its own.
 
 Each epoch has an order of its own over all images, and compressed records can be read from their beginning only.
-So the shards are read once, several at a time, and put where any image can be had at any moment: into arrays, or
-into a file on a local disk (lab/images/imagefile.py) if they are larger than the memory. Training is then the very
-same as from arrays. An index of the records' places would spare the file, but costs a request to the storage an image.
+So the shards are read once, several at a time, into memory, and training is then the very same as from arrays.
 """
 
 import hashlib
@@ -30,21 +28,21 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chat
 
 import tensorflow as tf
 
+from data import mean_std
 from lab.base import storage
 from lab.base.errors import Exit, UserError, brief
 from lab.base.files import decode, encode
-from lab.images import formats
 from lab.images.formats import TFRECORD_MANIFEST
-from lab.images.imagefile import IMAGE_BYTES, IMAGE_SHAPE, ImageFile, Images
-from lab.machine import memory
+from lab.images.imageset import ImageSet
 
 VERSION = 1  # of the manifest and the records
+IMAGE_SHAPE, IMAGE_BYTES = (32, 32, 3), 32 * 32 * 3
 IMAGES_A_SHARD = 5_000  # at most; about 12 MB of CIFAR-10
 READERS = 4  # shards read at a time
 RECORDS_A_BATCH = 256  # decoded together
 BUFFER_BYTES = 1 << 20  # of a read; a storage service answers each with some delay
 MAX_MANIFEST_BYTES = 1 << 26
-_ANEW = "write the folder anew with python -m lab.images.load --to-tfrecord, or copy it again"
+_AGAIN = "write the folder again with python -m lab convert, or copy it again"
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ class Manifest:
     source: str
     synthetic: bool
     classes: tuple[str, ...]
-    doubt: str  # why they may not be the published images, as in data.ImageSet
-    images_sha256: str  # of the whole set: data.ImageSet.sha256
+    doubt: str  # why they may not be the published images, as in ImageSet
+    images_sha256: str  # of all: ImageSet.sha256
     train: tuple[RecordFile, ...]
     test: tuple[RecordFile, ...]
 
@@ -88,18 +86,18 @@ def check_new(folder: str) -> None:
         )
 
 
-def write(folder: str, images: formats.Arrays, about: dict[str, Any]) -> Manifest:
+def write(folder: str, images: ImageSet) -> Manifest:
     """Writes a data set.
 
     Args:
         folder: a path of tf.io.gfile; a new one, or one that holds nothing.
-        images: the arrays are read by slices of neighbours, so that np.memmap needs no memory here.
-        about: goes into the manifest besides: source, synthetic, doubt, images_sha256, mean, std.
 
     Raises: UserError if the folder holds something or cannot be written.
     """
+    folder = os.path.expanduser(folder)
     check_new(folder)
     folder = folder.rstrip("/")
+    mean, std = mean_std(images.train_images)
     try:
         tf.io.gfile.makedirs(folder)
         with _bar(len(images.train_labels) + len(images.test_labels), "writing") as bar:
@@ -110,7 +108,12 @@ def write(folder: str, images: formats.Arrays, about: dict[str, Any]) -> Manifes
         content = {
             "format": f"TFRecord, GZIP; tf.train.Example: image {IMAGE_BYTES} bytes {IMAGE_SHAPE}, label int64",
             "version": VERSION,
-            **about,
+            "source": images.source,
+            "synthetic": images.synthetic,
+            "doubt": images.doubt,
+            "images_sha256": images.sha256(),
+            "mean": mean.tolist(),
+            "std": std.tolist(),
             "classes": images.classes,
             **{f"{part}_images": sum(shard.images for shard in shards) for part, shards in parts.items()},
             **{part: [asdict(shard) for shard in shards] for part, shards in parts.items()},
@@ -125,7 +128,7 @@ def write(folder: str, images: formats.Arrays, about: dict[str, Any]) -> Manifes
 
 
 def _write_part(
-    folder: str, part: str, images: Images, labels: NDArray[np.int32], bar: tqdm
+    folder: str, part: str, images: NDArray[np.uint8], labels: NDArray[np.int32], bar: tqdm
 ) -> list[RecordFile]:
     count = -(-len(labels) // IMAGES_A_SHARD)
     bounds = [len(labels) * number // count for number in range(count + 1)]
@@ -165,28 +168,34 @@ def _bar(images: int, what: str) -> tqdm:
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-def read(folder: str, scratch: str | None = None) -> tuple[formats.Arrays, Manifest]:
-    """Reads a data set.
+def is_data_set(path: str) -> bool:
+    """Whether a path is to be read as TFRecords: a folder with their manifest, or on storage (gs://...)."""
+    return storage.is_remote(path) or os.path.isfile(os.path.join(os.path.expanduser(path), TFRECORD_MANIFEST))
 
-    Args:
-        folder: a path of tf.io.gfile.
-        scratch: a folder on a local disk. The training images go into a file there and are read from it when they
-            are asked for; labels and test images are in memory. None: all are in memory.
 
-    Returns: the arrays, with an ImageFile for the training images if there is a `scratch`; and the manifest.
+def read(path: str) -> ImageSet:
+    """Reads a data set from a path of tf.io.gfile.
 
-    Raises: UserError, one line: no manifest, a shard that is missing or not what was written, too little memory.
+    Raises: UserError, one line: no manifest, a shard that is missing or not what was written.
     """
-    folder = folder.rstrip("/")
+    folder = os.path.expanduser(path).rstrip("/")
     manifest = read_manifest(folder)
     train, test = (sum(shard.images for shard in part) for part in (manifest.train, manifest.test))
-    _check_memory(folder, test if scratch else train + test, scratch)
     with _bar(train + test, "reading") as bar:
-        images: Images = ImageFile(scratch, train) if scratch else np.empty((train, *IMAGE_SHAPE), np.uint8)
-        labels = _read_part(folder, manifest.train, images, len(manifest.classes), bar)
-        test_images = np.empty((test, *IMAGE_SHAPE), np.uint8)
-        test_labels = _read_part(folder, manifest.test, test_images, len(manifest.classes), bar)
-    return formats.Arrays(images, labels, test_images, test_labels, manifest.classes), manifest
+        train_arrays = _read_part(folder, manifest.train, len(manifest.classes), bar)
+        test_arrays = _read_part(folder, manifest.test, len(manifest.classes), bar)
+    images = ImageSet(
+        *train_arrays,
+        *test_arrays,
+        manifest.classes,
+        source=f"{manifest.source}, from TFRecords",
+        synthetic=manifest.synthetic,
+        doubt=manifest.doubt,
+    )
+    # Every shard may be complete, but they are not those, or not in that order.
+    if images.sha256() != manifest.images_sha256:
+        raise UserError(f"--data {path} does not hold the images that {TFRECORD_MANIFEST} says; {_AGAIN}")
+    return images
 
 
 def read_manifest(folder: str) -> Manifest:
@@ -196,13 +205,13 @@ def read_manifest(folder: str) -> Manifest:
         return _parse(_ask(path, _text))
     except tf.errors.NotFoundError:
         raise UserError(
-            f"--data {folder} holds no {TFRECORD_MANIFEST}, so no TFRecords, or only a part; {_ANEW}"
+            f"--data {folder} holds no {TFRECORD_MANIFEST}, so no TFRecords, or only a part; {_AGAIN}"
         ) from None
     except storage.FILE_ERRORS as error:
         raise UserError(f"cannot read {path}: {brief(error)}; check the path and its rights") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise UserError(f"{path} is no manifest or is damaged ({what}); {_ANEW}") from None
+        raise UserError(f"{path} is no manifest or is damaged ({what}); {_AGAIN}") from None
 
 
 def _ask(path: str, question: Callable[[str], Any]) -> Any:
@@ -231,9 +240,7 @@ def _parse(text: str) -> Manifest:
                 raise ValueError(f"{shard.file}: {shard.images!r} images in {shard.bytes!r} bytes")
         total = sum(shard.images for shard in shards)
         if not total or total != content[f"{part}_images"]:
-            raise ValueError(
-                f"{total} {part} images in all shards, {content[f'{part}_images']} by their number"
-            )
+            raise ValueError(f"{total} {part} images in all shards, {content[f'{part}_images']} by their number")
     classes = content["classes"]
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("classes is no list of names")
@@ -247,39 +254,25 @@ def _parse(text: str) -> Manifest:
     )
 
 
-def _check_memory(folder: str, images: int, scratch: str | None) -> None:
-    """Raises UserError if so many images do not fit, twice: the pipeline makes a copy for the device."""
-    needed, free = 2 * images * IMAGE_BYTES / 2**30, memory.available_gib()
-    if free is not None and needed > free:
-        remedy = (
-            "use fewer test images" if scratch else "give --scratch a folder on a local disk to train from"
-        )
-        raise UserError(
-            f"{folder}: {images:,} images need {needed:.2f} GiB of memory, {free:.2f} are available; {remedy}"
-        )
-
-
 def _read_part(
-    folder: str, shards: Sequence[RecordFile], images: Images, classes: int, bar: tqdm
-) -> NDArray[np.int32]:
-    """Reads the shards into `images` and returns the labels, once every shard is seen to be what was written."""
+    folder: str, shards: Sequence[RecordFile], classes: int, bar: tqdm
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """The shards' images and labels, once every shard is seen to be what was written."""
     _check_files(folder, shards)
     starts = np.cumsum([0, *(shard.images for shard in shards)])
-    labels = np.empty(starts[-1], np.int32)
+    images, labels = np.empty((starts[-1], *IMAGE_SHAPE), np.uint8), np.empty(starts[-1], np.int32)
     done, digests = [0] * len(shards), [hashlib.sha256() for _ in shards]
     try:
-        for number, pixels, found in _batches(folder, shards):
-            first, after = starts[number] + done[number], starts[number] + done[number] + len(found)
+        for number, pixels, values in _batches(folder, shards):
+            first, after = starts[number] + done[number], starts[number] + done[number] + len(values)
             if after > starts[number + 1]:
-                raise _not_written(
-                    folder, shards[number], f"holds more than its {shards[number].images} images"
-                )
-            if found.min() < 0 or found.max() >= classes:
+                raise _not_written(folder, shards[number], f"holds more than its {shards[number].images} images")
+            if values.min() < 0 or values.max() >= classes:
                 raise _not_written(folder, shards[number], f"has a label that is not from 0 to {classes - 1}")
-            images[first:after], labels[first:after] = pixels, found
-            digests[number].update(_content(pixels, found))
-            done[number] += len(found)
-            bar.update(len(found))
+            images[first:after], labels[first:after] = pixels, values
+            digests[number].update(_content(pixels, values))
+            done[number] += len(values)
+            bar.update(len(values))
     except tf.errors.OpError as error:
         raise _which(folder, shards, error) from None
     for shard, count, digest in zip(shards, done, digests, strict=True):
@@ -287,7 +280,7 @@ def _read_part(
             raise _not_written(folder, shard, f"holds {count} of its {shard.images} images")
         if digest.hexdigest() != shard.sha256:
             raise _not_written(folder, shard, "does not hold the images that were written (sha256)")
-    return labels
+    return images, labels
 
 
 def _check_files(folder: str, shards: Sequence[RecordFile]) -> None:
@@ -310,9 +303,7 @@ def _check_files(folder: str, shards: Sequence[RecordFile]) -> None:
                 raise error
 
 
-def _batches(
-    folder: str, shards: Sequence[RecordFile]
-) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int64]]]:
+def _batches(folder: str, shards: Sequence[RecordFile]) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int64]]]:
     """Number of the shard, pixels uint8 (n, 32, 32, 3) and labels int64 (n,): each shard's in their order."""
 
     def of_shard(path: tf.Tensor, number: tf.Tensor) -> tf.data.Dataset:
@@ -322,9 +313,7 @@ def _batches(
     paths = [f"{folder}/{shard.file}" for shard in shards]
     files = tf.data.Dataset.from_tensor_slices((paths, np.arange(len(paths))))
     # Which shard's batch comes first does not matter, so no reader waits for another.
-    batches = files.interleave(
-        of_shard, cycle_length=READERS, num_parallel_calls=READERS, deterministic=False
-    )
+    batches = files.interleave(of_shard, cycle_length=READERS, num_parallel_calls=READERS, deterministic=False)
     return batches.as_numpy_iterator()
 
 
@@ -335,7 +324,7 @@ def _decode(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _not_written(folder: str, shard: RecordFile, what: str) -> UserError:
-    return UserError(f"{folder}/{shard.file} {what}; {_ANEW}")
+    return UserError(f"{folder}/{shard.file} {what}; {_AGAIN}")
 
 
 def _which(folder: str, shards: Sequence[RecordFile], error: Exception) -> UserError:
