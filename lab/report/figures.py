@@ -76,13 +76,17 @@ def as_svg(figure: Any, description: str) -> str:
     with rc_context(fixed):
         figure.savefig(file := io.StringIO(), format="svg", metadata=metadata)
     # Matplotlib writes six decimals, a name for each group, and the style of each element beside it.
-    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.4g}", file.getvalue())
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"\d+\.\d{3,}", _four_digits, tag[0]), file.getvalue())
     for needless, kept in ((r" *\n\s*", "\n"), (r'<g id="[^"]*">', "<g>"), (r' transform="rotate\(-0 [^"]*"', "")):
         text = re.sub(needless, kept, text)
     styles: dict[str, str] = {}
     text = re.sub(r'style="([^"]*)"', lambda style: f'class="{styles.setdefault(style[1], f"s{len(styles)}")}"', text)
     rules = "".join(f"\n.{name}{{{style}}}" for style, name in styles.items())
     return text.replace("</style>", f"{rules}</style>", 1)
+
+
+def _four_digits(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.4g}"
 
 
 # ---- training ----------------------------------------------------------------------------------------------
@@ -142,7 +146,9 @@ def curves(*rows: Sequence[Run]) -> Any:
             keys.append(_published(*panels))
         blank = [_key("", linestyle="none")] * abs(len(coloured) - len(keys))  # so that each has its column
         handles = coloured + blank + keys if len(coloured) < len(keys) else coloured + keys + blank
-        part.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)
+        legend = part.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a recipe's name may hold a dollar
     return figure
 
 
@@ -250,7 +256,7 @@ def confusion_matrix(of_run: Predictions, about: str) -> Any:
     if wanted <= WIDEST:
         _write_counts(axes, counts, top)
     step = -(-count // LABELS)
-    classes = [textwrap.shorten(name, LONGEST, placeholder="...") or name[:LONGEST] for name in of_run.classes]
+    classes = [name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..." for name in of_run.classes]
     named = range(0, count, step)
     axes.set_xticks(named, classes[::step], rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
     axes.set_yticks(named, classes[::step], parse_math=False)
@@ -258,7 +264,7 @@ def confusion_matrix(of_run: Predictions, about: str) -> Any:
     right = int(np.trace(counts))
     share = right / max(int(counts.sum()), 1)
     text = f"{about}: {right:,} of {counts.sum():,} right ({share:.2%})"
-    axes.set_title(textwrap.fill(text, int(11 * width)), fontsize=10)
+    axes.set_title(textwrap.fill(text, int(11 * width)), fontsize=10, parse_math=False)
     figure.colorbar(picture, label="mistakes (images)", shrink=0.8)
     return figure
 
@@ -300,7 +306,8 @@ def mistakes(of_run: Predictions, about: str) -> Any:
             label, taken = classes[mistake.label], classes[mistake.predicted]
             text = f"{label}, taken for\n{taken}, {mistake.probability:.3f}"
             panel.set_title(text, fontsize=SMALL, parse_math=False)
-    figure.suptitle(f"{about}: its most confident mistakes, with the probability it gives them", fontsize=10)
+    text = f"{about}: its most confident mistakes, with the probability it gives them"
+    figure.suptitle(text, fontsize=10, parse_math=False)
     return figure
 
 

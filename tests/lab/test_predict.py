@@ -1,4 +1,4 @@
-"""The modules predict, photos and confusion: pixels, probabilities and counts against NumPy and by hand."""
+"""lab/predict.py, lab/images/photos.py, lab/report/confusion.py: pixels, probabilities and counts by NumPy and hand."""
 
 import base64
 import json
@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from lab import predict
 from lab.base.errors import UserError
-from lab.images import load as data
-from lab.images import photos
+from lab.base.files import encode
+from lab.images import load, photos
 from lab.report import confusion
 from lab.runs import record, trained
 
@@ -29,9 +29,7 @@ def png(image, *, size=None):
     rows = b"".join(b"\0" + row.tobytes() for row in image)
 
     def chunk(kind, content):
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", *(size or (width, height)), 8, 2 if image.ndim == 3 else 0, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
@@ -203,7 +201,7 @@ def test_a_folder_gives_all_its_images_in_order(tmp_path):
 
 
 def test_what_is_printed_is_the_softmax_of_the_logits(finished, small_data, tmp_path, capsys):
-    images = data.load(small_data, seed=0).test_images[:3]
+    images = load.load(small_data, seed=0).test_images[:3]
     for index, image in enumerate(images):
         (tmp_path / f"{index}.png").write_bytes(png(image))
     run = trained.load(finished)
@@ -248,6 +246,15 @@ def test_wrong_arguments(arguments, words, capsys):
     assert words in error and len(error.splitlines()) == 1
 
 
+def test_help_and_mistakes_need_no_tensorflow(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('hidden')")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    for arguments, code in ((["-h"], 0), (["run"], 2)):
+        command = [sys.executable, "-m", "lab", "predict", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr
+
+
 # ---- the test set ------------------------------------------------------------------------------------------
 
 
@@ -268,7 +275,7 @@ def test_evaluation_reports_what_the_run_recorded_and_leaves_its_mistakes(run_fo
     result = record.read_result(run_folder)
     for views, known in (("one view", result["test_accuracy"]), ("two views", result["test_accuracy_tta"])):
         assert f"accuracy {known:.4f} with {views} (the run recorded {known:.4f})" in text
-    images = data.load(small_data, seed=3)
+    images = load.load(small_data, seed=3)
     logits = trained.load(run_folder).logits(images.test_images).astype(np.float64)
     predicted, labels = logits.argmax(1), images.test_labels
     content = json.loads((run_folder / "predictions.json").read_text())
@@ -307,7 +314,7 @@ def test_other_images_or_classes_are_refused(run_folder, small_data, tmp_path, c
     assert "the images are not those of the run (sha256" in capsys.readouterr().err
     result = record.read_result(run_folder)
     result["data"]["classes"] = ["0", "1", "2", "three"]
-    (run_folder / "result.json").write_text(record.encode(result))
+    (run_folder / "result.json").write_text(encode(result))
     assert predict.main([str(run_folder), "--evaluate", "--data", small_data]) == 2
     error = capsys.readouterr().err
     assert "has the classes 0, 1, 2, 3, the run had 0, 1, 2, three" in error and len(error.splitlines()) == 1

@@ -1,5 +1,6 @@
 """lab/report/figures.py: the pictures show the numbers they are made from."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -149,6 +150,12 @@ def test_the_same_file_is_drawn_once(made, tmp_path, monkeypatch):
     assert [[shown.path.parent.name for shown in runs] for runs in drawn] == [["run1", "run2"]]
 
 
+def test_a_name_with_dollars_is_no_formula(made, tmp_path):
+    run = dataclasses.replace(made(), recipe="$\\nonsense{$")
+    assert legends(figures.curves([run]))[0][0] == "$\\nonsense{$, seed 4"
+    figures.write(figures.curves([run]), tmp_path / "curves.png")
+
+
 def test_many_runs_are_counted(made):
     figure = figures.curves([made(seed=seed, hyperparameters={"epochs": 9}) for seed in range(11)])
     assert legends(figure)[0][0] == "11 runs"
@@ -200,7 +207,7 @@ def test_the_confusion_matrix_of_any_number_of_classes_has_a_bounded_size(count,
     width, height = (int.from_bytes((tmp_path / "confusion.png").read_bytes()[at : at + 4], "big") for at in (16, 20))
     assert 400 < width <= 2_000 and 300 < height <= 2_000
     named = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert named[0] == "class 0 of a name..." and len(named) == (count if count <= 40 else 34)
+    assert named[0] == "class 0 of a name wit..." and len(named) == (count if count <= 40 else 34)
     assert len(figure.axes[0].texts) == (count**2 if count <= 17 else 0)
 
 
