@@ -1,11 +1,11 @@
 """Measures a training step beside its rivals on this machine's CPU, in one run, taking turns.
 
-    python -m lab.bench.bench --out bench.json              # about 16 minutes on two cores; nothing else should run
-    python -m lab.bench.bench --sections steps --rounds 5
-    python -m lab.bench.bench --only ours-host,pytorch      # two candidates
-    python -m lab.bench.bench --scaling --out scaling.json  # images, batch, threads; time to the first step
-    python -m lab.bench.bench --network speedrun --sections steps,update --rounds 10
-    python -m lab.bench.bench --quick                       # tiny sizes, to see that it works; a minute or two
+    python -m lab bench --out bench.json              # about 16 minutes on two cores; nothing else should run
+    python -m lab bench --sections steps --rounds 5
+    python -m lab bench --only ours-host,pytorch      # two candidates
+    python -m lab bench --scaling --out scaling.json  # images, batch, threads; time to the first step
+    python -m lab bench --network speedrun --sections steps,update --rounds 10
+    python -m lab bench --quick                       # tiny sizes, to see that it works; a minute or two
 
 The candidates (lab/bench/rivals.py) wait in processes of their own for their turns. First each does two steps that do
 not count: compiling and warming up. Then come the rounds, in each of which every candidate has one turn. A
@@ -18,23 +18,21 @@ Winograd's need fewer, so the share may pass 100 %).
 
 import argparse
 import contextlib
-import importlib
 import importlib.metadata
 import json
-import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.base.errors import Parser, UserError
-from lab.bench import rivals
-from lab.bench import tables as benchtables
+from lab.base.console import say
+from lab.base.errors import Exit, Parser, UserError, exits_with_one_line
+from lab.base.files import write_whole
+from lab.bench import rivals, tables
+from lab.bench.worker import Worker, WorkerFailedError, highest, prepare, turn
 from lab.machine import memory
 from lab.runs import record
 
@@ -45,7 +43,6 @@ QUICK = {"rounds": 2, "batch_size": 32, "width": 8, "images": 256, "test_images"
 SCALED_IMAGES, SCALED_BATCHES, SCALED_THREADS = (2_000, 10_000, 50_000), (128, 256, 512, 1024, 2048), (1, 2)
 TURN_SECONDS = 3.0  # a turn takes at least so long, unless --quick
 SPARE_GIB = 1.0  # of memory, to be left beside the workers
-INTERRUPTED = 130  # exit code after Ctrl-C, as the shell's own
 
 
 # ---- statistics --------------------------------------------------------------------------------------------
@@ -83,166 +80,31 @@ def noise(seconds: Sequence[float], load: float) -> str:
     return "; ".join(reasons)
 
 
-# ---- the processes -----------------------------------------------------------------------------------------
-
-
-class WorkerFailedError(Exception):
-    """A candidate could not be built or run; the message says why in one line."""
-
-
-class Worker:
-    """A process that builds and runs candidates. It sleeps until it is asked.
-
-    Args:
-        process: which one of rivals.PROCESSES.
-        network: whose candidates.
-        task: the sizes.
-        threads: processors it may use; 0 for all.
-    """
-
-    def __init__(self, process: str, network: str, task: rivals.Task, threads: int = 0) -> None:
-        sizes = ["--batch-size", str(task.batch_size), "--width", str(task.width), "--data", str(task.data)]
-        # Closed by `close`: it lives as long as the process that writes to it.
-        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        self.started = time.monotonic()
-        with _processors(threads):
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "lab.bench.bench", "--worker", "--network", network, *sizes],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.errors,
-                text=True,
-                env=os.environ | rivals.PROCESSES[process],
-            )
-
-    def ask(self, name: str, count: int = 0) -> dict[str, Any]:
-        """Has the candidate do its work `count` times, or be built if 0; what `serve` answers.
-
-        Raises: WorkerFailedError if it cannot.
-        """
-        assert self.process.stdin is not None and self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # why it has ended is found out below
-            self.process.stdin.write(f"{name} {count}\n")
-            self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            self.errors.seek(0)
-            last = [text.strip() for text in self.errors if text.strip()][-1:] or ["no message"]
-            raise WorkerFailedError(f"its process ended with code {self.process.wait()}: {last[0]}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise WorkerFailedError(answer["error"])
-        return answer
-
-    def close(self) -> None:
-        """Ends the process and waits for its memory to be free again."""
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
-
-
-@contextlib.contextmanager
-def _processors(threads: int) -> Iterator[None]:
-    """Within it, this process and those it starts may use so many processors; 0 for all."""
-    if not threads:
-        yield
-        return
-    if not hasattr(os, "sched_setaffinity"):
-        raise UserError("this system cannot hold a process to some processors; run on Linux")
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(before)[:threads])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def serve(network: str, task: rivals.Task) -> int:
-    """The worker's side: answers each line 'CANDIDATE COUNT' with a line of JSON. Ends with its input."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print does not get between the answers
-    table = rivals.candidates(network)
-    runs: dict[str, rivals.Run] = {}
-    processor = time.process_time()
-    for line in sys.stdin:
-        name, count = line.split()
-        idle = time.process_time() - processor
-        try:
-            answer: dict[str, Any] = {}
-            with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-                file.write("5")  # the peak of memory starts anew (man 5 proc)
-            start = time.perf_counter()
-            if int(count):
-                runs[name](int(count))
-            else:
-                importlib.import_module(table[name].module)
-                answer["import_seconds"] = time.perf_counter() - start
-                runs[name], answer["units"] = table[name].build(task)
-            answer |= {"seconds": time.perf_counter() - start, "idle_processor_seconds": idle, **_memory()}
-        except Exception as error:  # whatever it is, the others go on and the table says it
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-        processor = time.process_time()
-        print(json.dumps(answer), file=answers, flush=True)
-    return 0
-
-
-def _memory() -> dict[str, float | None]:
-    """GiB that this process has held at most in this turn, and holds; None where the system is silent."""
-    path = "/proc/self/status"
-    return {"peak_gib": memory.proc_gib(path, "VmHWM:"), "resident_gib": memory.proc_gib(path, "VmRSS:")}
-
-
 # ---- measuring ---------------------------------------------------------------------------------------------
 
 
-def prepare(worker: Worker, name: str) -> dict[str, Any]:
-    """Has the candidate built, and do the two steps that do not count.
-
-    Returns:
-        Seconds of each part; `units` of one step; `peak_gib`, the memory until now; and `given_back_gib`, the
-        memory that it will ask for again at its turn.
-    """
-    ready = worker.ask(name)
-    first = worker.ask(name, 1)
-    until_first = time.monotonic() - worker.started
-    second = worker.ask(name, 1)
-    return {
-        "units": ready["units"],
-        "import_seconds": ready["import_seconds"],
-        "build_seconds": ready["seconds"] - ready["import_seconds"],
-        "first_step_seconds": first["seconds"],
-        "start_to_first_step_seconds": until_first,
-        "peak_gib": _highest([ready, first, second]),
-        "given_back_gib": second["peak_gib"] - second["resident_gib"] if second["peak_gib"] else 0.0,
-    }
-
-
-def _highest(answers: Sequence[dict[str, Any]]) -> float | None:
-    return max((answer["peak_gib"] for answer in answers if answer["peak_gib"] is not None), default=None)
-
-
 def measure(
-    names: Sequence[str], network: str, task: rivals.Task, rounds: int, steps: int, least: float
+    names: Sequence[str], task: rivals.Task, rounds: int, steps: int, least: float
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Measures the candidates in turns.
 
     Args:
         names: in the order of their turns.
-        network, task: what is trained, and the sizes.
+        task: what is trained, and the sizes.
         rounds: how many turns each has.
         steps: how often a candidate does its work in one turn.
         least: seconds; where the steps take less, they are repeated.
 
     Returns:
-        What was found of each candidate, `samples` being the worker's answers; and why others are left out.
+        What each candidate answered, `samples` being its turns; and why others are left out.
 
     Raises:
         UserError: if the memory does not suffice for all at once.
     """
-    found: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     workers: dict[str, Worker] = {}
     left_out: dict[str, str] = {}
-    table = rivals.candidates(network)
+    table = rivals.candidates(task.network)
     with contextlib.ExitStack() as stack:
         for name in names:
             process = table[name].process
@@ -251,100 +113,74 @@ def measure(
                 continue
             say(f"preparing {name}: {table[name].about}")
             if process not in workers:
-                worker = Worker(process, network, task)
-                workers[process] = stack.enter_context(contextlib.closing(worker))
+                workers[process] = stack.enter_context(contextlib.closing(Worker(process, task)))
             try:
-                found[name] = prepare(workers[process], name) | {"samples": []}
+                measured[name] = prepare(workers[process], name) | {"samples": []}
             except WorkerFailedError as failure:
                 left_out[name] = str(failure)
-            _check_memory(found)
-        for turn in range(rounds):
-            say(f"round {turn + 1} of {rounds}")
-            for name in list(found):
+            check_memory(measured)
+        for number in range(rounds):
+            say(f"round {number + 1} of {rounds}")
+            for name in list(measured):
                 try:
                     worker = workers[table[name].process]
-                    found[name]["samples"].append(_turn(worker, name, steps, least))
+                    measured[name]["samples"].append(turn(worker, name, steps, least))
                 except WorkerFailedError as failure:
                     left_out[name] = str(failure)
-                    del found[name]
-    return found, left_out
+                    del measured[name]
+    return measured, left_out
 
 
-def _turn(worker: Worker, name: str, steps: int, least: float) -> dict[str, Any]:
-    """What the worker answers of `steps` steps, repeated until they have taken `least` seconds.
-
-    `seconds` are of one repetition, `repeats` says how many there were, and `settling_seconds` is the uncounted
-    step's before them.
-    """
-    first = worker.ask(name, 1)
-    repeats = max(1, math.ceil(least / (steps * first["seconds"])))
-    answer = worker.ask(name, steps * repeats)
-    return answer | {
-        "seconds": answer["seconds"] / repeats,
-        "repeats": repeats,
-        "settling_seconds": first["seconds"],
-        "idle_processor_seconds": first["idle_processor_seconds"],  # the second question followed at once
-        "peak_gib": _highest([first, answer]),
-    }
-
-
-def _check_memory(found: dict[str, dict[str, Any]]) -> None:
+def check_memory(measured: dict[str, dict[str, Any]]) -> None:
     """Raises UserError if the candidates would not have the memory for their turns."""
     free = memory.available_gib()
-    needed = SPARE_GIB + max((values["given_back_gib"] for values in found.values()), default=0.0)
+    needed = SPARE_GIB + max((values["given_back_gib"] for values in measured.values()), default=0.0)
     if free is not None and free < needed:
         raise UserError(
-            f"{free:.1f} GiB of memory are left beside {', '.join(found)}, and {needed:.1f} are needed; "
+            f"{free:.1f} GiB of memory are left beside {', '.join(measured)}, and {needed:.1f} are needed; "
             "measure fewer at once with --only"
         )
 
 
-def rows(
-    found: dict[str, dict[str, Any]], network: rivals.Network, task: rivals.Task, steps: int, load: float
-) -> list[dict[str, Any]]:
+def rows(measured: dict[str, dict[str, Any]], task: rivals.Task, steps: int, load: float) -> list[dict[str, Any]]:
     """The table: one row a candidate, with every sample.
 
     Args:
-        found: from `measure`.
-        network, task, steps: what was measured.
+        measured: from `measure`.
+        task, steps: what was measured.
         load: load average before the start.
     """
-    table = rivals.COMMON | dict(network.candidates)
+    table = rivals.candidates(task.network)
     rates = {
         name: [steps * values["units"] / sample["seconds"] for sample in values["samples"]]
-        for name, values in found.items()
+        for name, values in measured.items()
     }
-    limit = limit_rates(rates, network.gflop(task.width))
+    limit = limit_rates(rates, rivals.NETWORKS[task.network].gflop(task.width))
     result = []
-    for name, values in found.items():
-        candidate, seconds = table[name], [sample["seconds"] for sample in values["samples"]]
-        beside = rates.get(candidate.beside)
-        result.append(
-            {
-                "name": name,
-                "section": candidate.section,
-                "about": candidate.about,
-                "unit": candidate.unit,
-                "units_per_step": values["units"],
-                "rate": summary(rates[name]),
-                "times_as_fast": {candidate.beside: summary(ratios(beside, rates[name]))} if beside else {},
-                "share_of_limit": summary(ratios(rates[name], limit))
-                if limit and candidate.section == "steps"
-                else None,
-                "noisy": noise(seconds, load),
-                "build_seconds": values["build_seconds"],
-                "compile_seconds": max(
-                    0.0, values["first_step_seconds"] - statistics.median(seconds) / steps
-                ),
-                "peak_gib": _highest(values["samples"]),
-                "process": candidate.process,
-                "environment": rivals.PROCESSES[candidate.process],
-                "seconds": seconds,
-                "repeats": [sample["repeats"] for sample in values["samples"]],
-                "settling_seconds": [sample["settling_seconds"] for sample in values["samples"]],
-                "idle_processor_seconds": [sample["idle_processor_seconds"] for sample in values["samples"]],
-            }
-        )
+    for name, values in measured.items():
+        candidate, samples = table[name], values["samples"]
+        seconds, beside = [sample["seconds"] for sample in samples], rates.get(candidate.beside)
+        of_limit = limit and candidate.section == "steps"
+        row = {
+            "name": name,
+            "section": candidate.section,
+            "about": candidate.about,
+            "unit": candidate.unit,
+            "units_per_step": values["units"],
+            "rate": summary(rates[name]),
+            "times_as_fast": {candidate.beside: summary(ratios(beside, rates[name]))} if beside else {},
+            "share_of_limit": summary(ratios(rates[name], limit)) if of_limit else None,
+            "noisy": noise(seconds, load),
+            "build_seconds": values["build_seconds"],
+            "compile_seconds": max(0.0, values["first_step_seconds"] - statistics.median(seconds) / steps),
+            "peak_gib": highest(samples),
+            "process": candidate.process,
+            "environment": rivals.PROCESSES[candidate.process],
+            "seconds": seconds,
+        }
+        for key in ("repeats", "settling_seconds", "idle_processor_seconds"):
+            row[key] = [sample[key] for sample in samples]
+        result.append(row)
     return result
 
 
@@ -376,10 +212,8 @@ def scaling_sizes(batch_size: int, cores: int, *, quick: bool) -> list[tuple[int
     return sizes + [(SCALED_IMAGES[1], batch_size, threads) for threads in SCALED_THREADS if threads < cores]
 
 
-def scale(
-    network: str, width: int, rounds: int, folder: Path, load: float, *, quick: bool
-) -> list[dict[str, Any]]:
-    """The scaling tables, of our step: one process after another, `rounds` single steps each.
+def scale(network: str, width: int, rounds: int, folder: Path, load: float, *, quick: bool) -> list[dict[str, Any]]:
+    """The scaling table, of our step: one process after another, `rounds` single steps each.
 
     Args:
         network, width: what is trained.
@@ -389,47 +223,38 @@ def scale(
         quick: tiny sizes.
     """
     sizes = scaling_sizes(rivals.NETWORKS[network].batch_size, record.hardware()["cores"], quick=quick)
-    name = rivals.NETWORKS[network].ours[0]
     result = []
     for images, batch_size, threads in sizes:
         size = f"{images} images, batch {batch_size}, threads {threads}"
-        say(f"starting {name}: {size}")
-        task = rivals.Task(batch_size, width, folder / f"images-{images}.npz")
+        say(f"starting {rivals.OURS}: {size}")
+        task = rivals.Task(network, batch_size, width, folder / f"images-{images}.npz")
         if not task.data.exists():
             rivals.make_images(task.data, images, TEST_IMAGES)
-        with contextlib.closing(Worker("ours", network, task, threads)) as worker:
+        with contextlib.closing(Worker("ours", task, threads)) as worker:
             try:
-                values = prepare(worker, name)
-                samples = [worker.ask(name, 1) for _ in range(rounds)]
+                prepared = prepare(worker, rivals.OURS)
+                samples = [worker.ask(rivals.OURS, 1) for _ in range(rounds)]
             except WorkerFailedError as failure:
-                raise UserError(f"{name}, {size}: {failure}") from None
+                raise UserError(f"{rivals.OURS}, {size}: {failure}") from None
         seconds = [sample["seconds"] for sample in samples]
-        result.append(
-            {
-                "name": size,
-                "images": images,
-                "batch_size": batch_size,
-                "threads": threads,
-                "step_seconds": summary(seconds),
-                "images_per_second": batch_size / statistics.median(seconds),
-                "peak_gib": _highest([values, *samples]),
-                "noisy": noise(seconds, load),
-                "import_seconds": values["import_seconds"],
-                "build_seconds": values["build_seconds"],
-                "first_step_seconds": values["first_step_seconds"],
-                "start_to_first_step_seconds": values["start_to_first_step_seconds"],
-                "seconds": seconds,
-            }
-        )
+        kept = ("import_seconds", "build_seconds", "first_step_seconds", "start_to_first_step_seconds")
+        row = {
+            "name": size,
+            "images": images,
+            "batch_size": batch_size,
+            "threads": threads,
+            "step_seconds": summary(seconds),
+            "images_per_second": batch_size / statistics.median(seconds),
+            "peak_gib": highest([prepared, *samples]),
+            "noisy": noise(seconds, load),
+            **{key: prepared[key] for key in kept},
+            "seconds": seconds,
+        }
+        result.append(row)
     return result
 
 
 # ---- reporting ---------------------------------------------------------------------------------------------
-
-
-def say(text: str = "") -> None:
-    """A line on stdout, at once."""
-    print(text, flush=True)
 
 
 def remarks(result: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -440,13 +265,11 @@ def remarks(result: Sequence[dict[str, Any]]) -> dict[str, float]:
     """
     by_name = {row["name"]: row for row in result}
     values = {}
-    if {"augmentation", "ours-device"} <= by_name.keys():
-        step, alone = by_name["ours-device"]["rate"], by_name["augmentation"]["rate"]
+    if {"augmentation", rivals.OURS} <= by_name.keys():
+        step, alone = by_name[rivals.OURS]["rate"], by_name["augmentation"]["rate"]
         values["augmentation_share_of_step"] = step["median"] / alone["median"]
     busy = sum(
-        seconds * repeats
-        for row in result
-        for seconds, repeats in zip(row["seconds"], row["repeats"], strict=True)
+        seconds * repeats for row in result for seconds, repeats in zip(row["seconds"], row["repeats"], strict=True)
     )
     idle = sum(sum(row["idle_processor_seconds"]) for row in result)
     values["idle_processor_seconds_per_second"] = idle / busy
@@ -479,12 +302,12 @@ def verdict(
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = Parser(prog="python -m lab bench", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--network", default="davidnet", help=f"one of {', '.join(rivals.NETWORKS)} (default: %(default)s)")
     add(
         "--sections",
-        default=",".join(benchtables.SECTIONS),
+        default=",".join(tables.SECTIONS),
         help="which tables, with commas (default: %(default)s)",
     )
     add("--only", default="", help="which candidates, with commas (default: the usual ones of the sections)")
@@ -492,12 +315,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=1, help="steps in a turn (default: %(default)s)")
     add("--batch-size", type=int, help="images a step (default: the network's)")
     add("--width", type=int, help="filters of the first convolution (default: the network's)")
-    add("--scaling", action="store_true", help="the scaling tables instead; about 20 minutes")
+    add("--scaling", action="store_true", help="the scaling table instead; about 20 minutes")
     add("--quick", action="store_true", help="tiny sizes, to see that it works")
     add("--out", type=Path, help="file for everything as JSON")
-    add("--worker", action="store_true", help=argparse.SUPPRESS)
-    add("--data", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options: argparse.Namespace = parser.parse_args(arguments)
     for name in ("rounds", "steps", "batch_size", "width"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -513,10 +334,7 @@ def choose(network: str, sections: str, only: str) -> list[str]:
     Raises: UserError for a name that is not there.
     """
     table = rivals.candidates(network)
-    for given, known, flag in (
-        (sections, benchtables.SECTIONS, "--sections"),
-        (only, tuple(table), "--only"),
-    ):
+    for given, known, flag in ((sections, tables.SECTIONS, "--sections"), (only, tuple(table), "--only")):
         for name in filter(None, given.split(",")):
             if name not in known:
                 raise UserError(f"{flag} {name!r} is not known; choose from {', '.join(known)}")
@@ -537,10 +355,10 @@ def _check_writable(out: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = record.versions()
+    versions = record.versions()
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        found["torch"] = importlib.metadata.version("torch")
-    return found
+        versions["torch"] = importlib.metadata.version("torch")
+    return versions
 
 
 def bench(options: argparse.Namespace) -> dict[str, Any]:
@@ -550,84 +368,71 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     sizes = {"rounds": 3, "batch_size": network.batch_size, "width": network.width}
     sizes |= {"images": IMAGES, "test_images": TEST_IMAGES} | (QUICK if options.quick else {})
     sizes |= {name: value for name, value in vars(options).items() if name in sizes and value is not None}
-    load = os.getloadavg()
+    hardware, versions, load = record.hardware(), _versions(), os.getloadavg()
+    say(f"{hardware['processor']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB")
+    say(", ".join(f"{name} {version}" for name, version in versions.items()))
+    say(f"load average before the start: {load[0]:.2f} (1 minute), {load[1]:.2f} (5), {load[2]:.2f} (15)")
     result: dict[str, Any] = {
         "network": options.network,
         "quick": options.quick,
         "steps_per_turn": options.steps,
+        **sizes,
+        "gflop_per_image": network.gflop(sizes["width"]),
+        "hardware": hardware,
+        "versions": versions,
     }
-    result |= sizes | {"gflop_per_image": network.gflop(sizes["width"])}
-    result |= {"hardware": record.hardware(), "versions": _versions(), "load_average": {"start": list(load)}}
-    hardware = result["hardware"]
-    say(f"{hardware['processor']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB")
-    say(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
-    say(f"load average before the start: {load[0]:.2f} (1 minute), {load[1]:.2f} (5), {load[2]:.2f} (15)")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         if options.scaling:
-            result["scaling"] = scale(
-                *(options.network, sizes["width"], sizes["rounds"], Path(folder), load[0]),
-                quick=options.quick,
-            )
-            say(benchtables.scaling(result["scaling"]))
+            arguments = options.network, sizes["width"], sizes["rounds"], Path(folder), load[0]
+            result["scaling"] = scale(*arguments, quick=options.quick)
+            say(tables.scaling(result["scaling"]))
         else:
-            task = rivals.Task(sizes["batch_size"], sizes["width"], Path(folder) / "images.npz")
+            task = rivals.Task(options.network, sizes["batch_size"], sizes["width"], Path(folder) / "images.npz")
             rivals.make_images(task.data, max(sizes["images"], task.batch_size), sizes["test_images"])
             least = 0.0 if options.quick else TURN_SECONDS
-            found, result["left_out"] = measure(
-                names, options.network, task, sizes["rounds"], options.steps, least
-            )
-            result["failed"] = [
-                name
-                for name in result["left_out"]
-                if not rivals.missing(rivals.candidates(options.network)[name])
-            ]
-            result["rows"] = rows(found, network, task, options.steps, load[0])
-            say(benchtables.rows(result["rows"]))
-            for name, reason in result["left_out"].items():
+            measured, left_out = measure(names, task, sizes["rounds"], options.steps, least)
+            table = rivals.candidates(options.network)
+            result["left_out"] = left_out
+            result["failed"] = [name for name in left_out if not rivals.missing(table[name])]
+            result["rows"] = rows(measured, task, options.steps, load[0])
+            say(tables.rows(result["rows"]))
+            for name, reason in left_out.items():
                 say(f"{name:<18} left out: {reason}")
-    return result | _conclude(result, load[0])
+    return result | _conclude(result, load)
 
 
-def _conclude(result: dict[str, Any], load: float) -> dict[str, Any]:
+def _conclude(result: dict[str, Any], load: Sequence[float]) -> dict[str, Any]:
     """Prints the last lines; returns what they say."""
     table = result.get("rows", [])
     values = remarks(table) if table else {}
     say()
     if "augmentation_share_of_step" in values:
-        say(f"augmentation on the device: {values['augmentation_share_of_step']:.2%} of ours-device's step")
+        say(f"augmentation on the device: {values['augmentation_share_of_step']:.2%} of {rivals.OURS}'s step")
     if table:
         idle = values["idle_processor_seconds_per_second"]
         setting = f"OMP_WAIT_POLICY={rivals.PROCESSES['pytorch']['OMP_WAIT_POLICY']}"
         say(f"the workers that waited took {idle:.2%} of a core (PyTorch's have {setting})")
     end = os.getloadavg()
     say(f"load average at the end, with this run's own work: {end[0]:.2f}")
-    reasons = verdict(result.get("scaling", table), load, result.get("failed", ()), quick=result["quick"])
+    reasons = verdict(result.get("scaling", table), load[0], result.get("failed", ()), quick=result["quick"])
     if reasons:
         say(f"NOT FIT TO BE QUOTED: {'; '.join(reasons)}")
-    averages = result["load_average"] | {"end": list(end)}
+    averages = {"start": list(load), "end": list(end)}
     return {"remarks": values, "load_average": averages, "fit_to_quote": not reasons, "reasons": reasons}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@exits_with_one_line
+def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
     try:
         options = _parse(arguments)
-        if options.worker:
-            return serve(options.network, rivals.Task(options.batch_size, options.width, options.data))
         if options.out is not None:
             _check_writable(options.out)  # now, and not when all is measured
         result = bench(options)
         if options.out is not None:
-            record.write_whole(options.out, json.dumps(result, indent=2, allow_nan=False) + "\n")
+            write_whole(options.out, json.dumps(result, indent=2, allow_nan=False) + "\n")
             say(f"wrote {options.out}")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return Exit.INTERRUPTED
+    return Exit.DONE

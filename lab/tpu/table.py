@@ -1,12 +1,27 @@
-"""What lab/tpu/lower.py has compiled as tables: a line for a terminal, and in Markdown for the README.
+"""What `python -m lab tpu` has compiled: a line for a terminal, and a table for the documents.
 
-A row is a program of its report: a dictionary of the fields of tpu_compile.Program.
+A row is a program of its report: a dictionary of the fields of lab.tpu.lower.Program.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+from lab.report.tables import Table
+
 Row = dict[str, Any]
+
+HEADS = (
+    "chip",
+    "precision",
+    "step",
+    "TFLOP",
+    "GB moved",
+    "GB of memory",
+    "at the peaks: ms a step",
+    "s an epoch",
+    "the compiler's estimate: ms a step",
+    "s an epoch",
+)
 
 
 def _memory(row: Row) -> str:
@@ -26,17 +41,9 @@ def line(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A row for each program; with the recipe's name if there are several recipes."""
-    head = (
-        "| chip | precision | step | TFLOP | GB moved | GB of memory "
-        "| at the peaks: ms a step | s an epoch | the compiler's estimate: ms a step | s an epoch |"
-    )
-    rule = "|---|---|---|---|---|---|---|---|---|---|"
-    several = len({row["recipe"] for row in rows}) > 1
-    lines = [f"| recipe {head}", f"|---{rule}"] if several else [head, rule]
-    for row in rows:
-        cells = (
-            *([row["recipe"]] if several else []),
+    """A row for each program, in Markdown."""
+    lines = [
+        (
             row["chip"],
             row["precision"],
             f"{row['step']}, {row['batch_size']} images",
@@ -48,26 +55,6 @@ def table(rows: Sequence[Row]) -> str:
             f"{1000 * row['estimated_step_seconds']:.1f}",
             f"{row['estimated_epoch_seconds']:.2f}",
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def epochs(rows: Sequence[Row]) -> str:
-    """A row for each recipe and a column for each chip and precision: seconds of training + evaluation an epoch.
-
-    They are the compiler's estimates. What was not compiled leaves a dash.
-    """
-    columns = list(dict.fromkeys((row["chip"], row["precision"]) for row in rows))
-    at = {(row["recipe"], row["chip"], row["precision"], row["step"]): row for row in rows}
-    lines = [
-        f"| recipe | images a step | TFLOP a step | {' | '.join(' '.join(column) for column in columns)} |",
-        "|---|---|---|" + "---|" * len(columns),
+        for row in rows
     ]
-    for recipe in dict.fromkeys(row["recipe"] for row in rows):
-        train = next(row for row in rows if row["recipe"] == recipe and row["step"] == "train")
-        cells = [recipe, f"{train['batch_size']}", f"{train['flops'] / 1e12:.2f}"]
-        for column in columns:
-            both = (at.get((recipe, *column, step)) for step in ("train", "evaluation"))
-            cells.append(" + ".join(f"{row['estimated_epoch_seconds']:.2f}" if row else "–" for row in both))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return Table(HEADS, lines).as_markdown()
