@@ -13,6 +13,7 @@ from lab.runs import results
 from lab.runs.results import Run
 
 ALL_IMAGES = {item.name: item.default for item in fields(Selection)}
+MOST_KINDS = 5  # of code that a note lists
 GONE = {"sync_bn": False}  # hyperparameters that older results alone have, and what changed nothing
 
 
@@ -171,8 +172,10 @@ def random_stream(run: Run) -> str:
     return run.random_stream or "the older one"
 
 
-def _counted(names: Mapping[str, int]) -> str:
-    return "; ".join(f"{name} ({count} {'run' if count == 1 else 'runs'})" for name, count in names.items())
+def _counted(kinds: Counter[str]) -> str:
+    """The most frequent kinds, with how many runs each has."""
+    shown = [f"{kind} ({count} {'run' if count == 1 else 'runs'})" for kind, count in kinds.most_common(MOST_KINDS)]
+    return "; ".join(shown) + (f"; {len(kinds) - MOST_KINDS} more" if len(kinds) > MOST_KINDS else "")
 
 
 def accuracies(group: Group) -> list[tuple[str, list[float]]]:
