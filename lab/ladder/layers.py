@@ -1,17 +1,21 @@
-"""The layers that the networks of lab/ladder/networks.py are made of.
+"""The layers that the networks of lab/ladder/networks.py are made of, and what each one's weights are for.
 
 Images are (N, H, W, C). Convolutions compute in the layer's dtype, batch norm in float32; weights are float32.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from lab.machine import kernels as ops
+import model
+from lab.machine import kernels
+from model import Uniform
+
+LEAST_FUSED_EPSILON = 1.001e-5  # of older versions of cuDNN, which refuse a smaller one (TensorFlow's own limit)
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,6 @@ class Style:
     Args:
         seed: of the initial weights and of dropout.
         fast: use the forms of lab/machine/kernels.py that are made for a CPU under XLA.
-        sync_bn: batch statistics over all replicas of a distribution strategy instead of each one's own.
         dropout: share of a convolution's outputs set to 0 before BN in training, from 0 to below 1.
         pool_first: pool between convolution and batch norm, which then has a quarter of the work.
         activation: relu, celu or gelu.
@@ -30,12 +33,11 @@ class Style:
         frozen_scales: batch norm's scales stay as they start.
         random_scales: they start uniform in 0 to 1, as in PyTorch until 0.4, and not at 1.
         bn_epsilon: added to the variance.
-        bn_keeps: share of the running averages that each training step keeps.
+        bn_keeps: share of the running statistics that each training step keeps.
     """
 
     seed: int = 0
     fast: bool = False
-    sync_bn: bool = False
     dropout: float = 0.0
     pool_first: bool = False
     activation: str = "relu"
@@ -50,32 +52,22 @@ class Style:
 # ---- initial weights ---------------------------------------------------------------------------------------
 
 
-class Uniform(tf.keras.initializers.Initializer):
-    """Uniform random numbers.
+class Between(Uniform):
+    """Uniform from `low` to `high`, whatever the shape."""
 
-    PyTorch's default for convolutions and linear layers unless `low` and `high` are given: in +-1/sqrt(fan_in),
-    where fan_in is the product of all axes but the last: kh * kw * inputs, or inputs. The numbers are NumPy's,
-    keyed by (seed, index), and so the same on every device and version of TensorFlow.
-    """
+    def __init__(self, seed: int, index: int, low: float, high: float) -> None:
+        super().__init__(seed, index)
+        self.low, self.high = low, high
 
-    def __init__(self, seed: int, index: int, low: float | None = None, high: float | None = None) -> None:
-        self.seed, self.index, self.low, self.high = seed, index, low, high
-
-    def __call__(self, shape: Any, dtype: Any = None, **_: Any) -> tf.Tensor:
-        bound = 1.0 / np.sqrt(np.prod(shape[:-1]))
-        low = -bound if self.low is None else self.low
-        high = bound if self.high is None else self.high
-        values = np.random.default_rng([self.seed, self.index]).uniform(low, high, shape)
+    def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
+        values = np.random.default_rng([self.seed, self.index]).uniform(self.low, self.high, shape)
         return tf.constant(values, dtype or tf.float32)
-
-    def get_config(self) -> dict[str, Any]:
-        return {"seed": self.seed, "index": self.index, "low": self.low, "high": self.high}
 
 
 class Dirac(Uniform):
     """Uniform, but the first filters, as many as inputs, pass one input each through (torch.nn.init.dirac_)."""
 
-    def __call__(self, shape: Any, dtype: Any = None, **_: Any) -> tf.Tensor:
+    def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
         kernel = super().__call__(shape, tf.float32).numpy()  # (h, w, inputs, outputs)
         passed = min(shape[2:])
         kernel[..., :passed] = 0.0
@@ -86,17 +78,9 @@ class Dirac(Uniform):
 class UnitDeviation(Uniform):
     """Uniform, scaled to a standard deviation of 1 (n - 1 in the divisor)."""
 
-    def __call__(self, shape: Any, dtype: Any = None, **_: Any) -> tf.Tensor:
+    def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
         values = super().__call__(shape, tf.float32).numpy()
         return tf.constant(values / values.std(ddof=1), dtype or tf.float32)
-
-
-def initializers(seed: int, kind: type[Uniform] = Uniform) -> Iterator[Uniform]:
-    """One initializer a layer, in the order in which a network asks for them."""
-    index = 0
-    while True:
-        yield kind(seed, index)
-        index += 1
 
 
 # ---- convolution -------------------------------------------------------------------------------------------
@@ -117,8 +101,7 @@ class Conv(tf.keras.layers.Layer):
         self, filters: int, initializer: Uniform, *, size: int = 3, stride: int = 1, fast: bool = False
     ) -> None:
         super().__init__()
-        self.filters, self.size, self.stride, self.fast = filters, size, stride, fast
-        self.initializer = initializer
+        self.filters, self.initializer, self.size, self.stride, self.fast = filters, initializer, size, stride, fast
 
     def build(self, input_shape: Any) -> None:
         shape = (self.size, self.size, input_shape[-1], self.filters)
@@ -127,10 +110,10 @@ class Conv(tf.keras.layers.Layer):
     def call(self, images: tf.Tensor) -> tf.Tensor:
         kernel = tf.convert_to_tensor(self.kernel)
         if self.size == 1:
-            return ops.conv1x1(images, kernel, self.stride, fast=self.fast)
+            return kernels.conv1x1(images, kernel, self.stride, fast=self.fast)
         if self.stride == 1:
-            return ops.conv3x3(images, kernel, fast=self.fast)
-        return ops.conv3x3_stride2(images, kernel, fast=self.fast)
+            return kernels.conv3x3(images, kernel, fast=self.fast)
+        return kernels.conv3x3_stride2(images, kernel, fast=self.fast)
 
 
 def whitening_filters(
@@ -150,9 +133,7 @@ def whitening_filters(
     Returns:
         (size, size, C, size * size * C) float32.
     """
-    windows = np.lib.stride_tricks.sliding_window_view(
-        images, (size, size), (1, 2)
-    )  # (N, rows, cols, C, s, s)
+    windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), (1, 2))  # (N, rows, cols, C, s, s)
     channels = images.shape[-1]
     moments, count = np.zeros([size * size * channels] * 2), 0
     for part in np.array_split(windows, -(-len(images) // 500)):  # all at once would be a gigabyte
@@ -167,6 +148,9 @@ def whitening_filters(
 class Whiten(tf.keras.layers.Layer):
     """A convolution whose filters are fitted to the images and then stay: see `fit`.
 
+    In float32 whatever the network computes in: the filters of the flattest directions are large, and their
+    outputs are small differences of large products.
+
     Args:
         size: of the window.
         epsilon: see `whitening_filters`.
@@ -177,22 +161,18 @@ class Whiten(tf.keras.layers.Layer):
     """
 
     def __init__(self, size: int, epsilon: float, images: int, *, both_signs: bool) -> None:
-        super().__init__()
+        super().__init__(dtype="float32")
         self.size, self.epsilon, self.images, self.both_signs = size, epsilon, images, both_signs
 
     def build(self, input_shape: Any) -> None:
         outputs = self.size**2 * input_shape[-1] * (2 if self.both_signs else 1)
         shape = (self.size, self.size, input_shape[-1], outputs)
         self.kernel = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="kernel")
-        self.bias = (
-            self.add_weight(shape=(outputs,), initializer="zeros", name="bias") if self.both_signs else None
-        )
+        self.bias = self.add_weight(shape=(outputs,), initializer="zeros", name="bias") if self.both_signs else None
 
     def fit(self, images: NDArray[np.float32]) -> None:
         """Sets the filters from standardised images (N, H, W, C), of the training set only."""
-        filters = whitening_filters(
-            images[: self.images], self.size, self.epsilon, unbiased=not self.both_signs
-        )
+        filters = whitening_filters(images[: self.images], self.size, self.epsilon, unbiased=not self.both_signs)
         self.kernel.assign(np.concatenate([filters, -filters], -1) if self.both_signs else filters)
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
@@ -204,84 +184,43 @@ class Whiten(tf.keras.layers.Layer):
 # ---- batch norm --------------------------------------------------------------------------------------------
 
 
-class BatchNorm(tf.keras.layers.Layer):
-    """Batch norm over all axes but the last, in float32 whatever the inputs' dtype. Shift starts at 0.
-
-    Unlike Keras' layer it reads the batch once for both moments, and its running variance is unbiased
-    (n / (n - 1)), as in PyTorch and TensorFlow's fused kernel.
-
-    With `style.sync_bn`, under a distribution strategy, the statistics are the global batch's. Otherwise each
-    replica takes its own, and so do its running averages until `average_statistics` is called.
+class BatchNorm(model.BatchNorm):
+    """The core's batch norm in the style of a network.
 
     With `style.ghost_groups`, that many parts of the global batch, in its order, have statistics of their own
-    (ghost batch norm, E. Hoffer et al., arXiv 1705.08741), and the running averages take the parts' mean. The
+    (ghost batch norm, E. Hoffer et al., arXiv 1705.08741), and the running statistics take the parts' mean. The
     groups are spread evenly over the replicas, so that their number does not change the result.
     """
 
     def __init__(self, style: Style, initializer: Uniform) -> None:
-        super().__init__()
-        self.style = style
-        self.scale_start = (
-            Uniform(style.seed, 1000 + initializer.index, 0.0, 1.0) if style.random_scales else "ones"
-        )
+        super().__init__(style.bn_keeps, style.bn_epsilon)
+        self.style, self.initializer = style, initializer
 
     def build(self, input_shape: Any) -> None:
-        def weight(name: str, start: Any, trainable: bool) -> Any:
-            return self.add_weight(
-                shape=(input_shape[-1],),
-                initializer=start,
-                trainable=trainable,
-                name=name,
-                dtype="float32",
-                autocast=False,
-            )
-
-        self.scale = weight("scale", self.scale_start, not self.style.frozen_scales)
-        self.shift = weight("shift", "zeros", True)
-        self.running_mean = weight("running_mean", "zeros", False)
-        self.running_variance = weight("running_variance", "ones", False)
+        super().build(input_shape)
+        if self.style.random_scales:
+            start = Between(self.style.seed, 1000 + self.initializer.index, 0.0, 1.0)
+            self.scale.assign(start(self.scale.shape))
+        self.scale.trainable = not self.style.frozen_scales
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        scale, shift, mean, variance = (
-            tf.convert_to_tensor(weight)
-            for weight in (self.scale, self.shift, self.running_mean, self.running_variance)
-        )
-        epsilon, keep = self.style.bn_epsilon, self.style.bn_keeps
+        fast, epsilon, keep = self.style.fast, self.epsilon, self.momentum
+        groups = max(1, self.style.ghost_groups // tf.distribute.get_strategy().num_replicas_in_sync)
+        if not fast and not (training and groups > 1) and epsilon >= LEAST_FUSED_EPSILON:
+            return super().call(images, training=training)
+        weights = (self.scale, self.shift, self.running_mean, self.running_variance)
+        scale, shift, mean, variance = map(tf.convert_to_tensor, weights)
         if not training:
             factor = scale * tf.math.rsqrt(variance + epsilon)
             return tf.cast((tf.cast(images, tf.float32) - mean) * factor + shift, images.dtype)
-        replicas = tf.distribute.get_replica_context()
-
-        def mean_over_replicas(values: tf.Tensor) -> tf.Tensor:
-            return replicas.all_reduce(tf.distribute.ReduceOp.MEAN, values)
-
-        groups = max(1, self.style.ghost_groups // replicas.num_replicas_in_sync)
-        synchronised = self.style.sync_bn and not self.style.ghost_groups
-        normal, batch_mean, batch_variance = ops.batch_norm(
-            images,
-            scale,
-            shift,
-            mean,
-            epsilon,
-            groups=groups,
-            fast=self.style.fast,
-            **({"over_replicas": mean_over_replicas} if synchronised else {}),
+        normal, batch_mean, batch_variance = kernels.batch_norm(
+            images, scale, shift, mean, epsilon, groups=groups, fast=fast
         )
-        together = replicas.num_replicas_in_sync if synchronised else 1  # replicas in one set of statistics
-        count = tf.cast(together * tf.size(images) // (groups * images.shape[-1]), tf.float32)
+        count = tf.cast(tf.size(images) // (groups * images.shape[-1]), tf.float32)
         unbiased = batch_variance * (count / (count - 1.0))
         self.running_mean.assign(keep * mean + (1 - keep) * batch_mean)
         self.running_variance.assign(keep * variance + (1 - keep) * unbiased)
         return normal
-
-
-def average_statistics(model: tf.keras.Model) -> None:
-    """Sets every replica's running averages to the mean over the replicas; call it on each replica."""
-    replica = tf.distribute.get_replica_context()
-    for weight in model.non_trainable_variables:
-        if weight.path.endswith(("/running_mean", "/running_variance")):
-            own = tf.identity(tf.convert_to_tensor(weight))  # on this device; several workers need one named
-            weight.assign(replica.all_reduce(tf.distribute.ReduceOp.MEAN, own))
 
 
 # ---- without weights ---------------------------------------------------------------------------------------
@@ -314,7 +253,7 @@ class MaxPool(tf.keras.layers.Layer):
         self.size, self.fast = size, fast
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
-        return ops.max_pool(images, self.size, fast=self.fast)
+        return kernels.max_pool(images, self.size, fast=self.fast)
 
 
 class GlobalPool(tf.keras.layers.Layer):
@@ -325,7 +264,7 @@ class GlobalPool(tf.keras.layers.Layer):
         self.average, self.fast = average, fast
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
-        largest = ops.max_pool(images, images.shape[1], fast=self.fast)[:, 0, 0]
+        largest = kernels.max_pool(images, images.shape[1], fast=self.fast)[:, 0, 0]
         return tf.concat([largest, tf.reduce_mean(images, [1, 2])], 1) if self.average else largest
 
 
@@ -342,26 +281,17 @@ class Head(tf.keras.layers.Layer):
     `bias` starts uniform in +-1/sqrt(C), as in PyTorch.
     """
 
-    def __init__(
-        self, classes: int, initializer: Uniform, *, logit_scale: float = 1.0, bias: bool = False
-    ) -> None:
+    def __init__(self, classes: int, initializer: Uniform, *, logit_scale: float = 1.0, bias: bool = False) -> None:
         super().__init__()
-        self.classes, self.initializer, self.logit_scale, self.has_bias = (
-            classes,
-            initializer,
-            logit_scale,
-            bias,
-        )
+        self.classes, self.initializer, self.logit_scale, self.has_bias = classes, initializer, logit_scale, bias
 
     def build(self, input_shape: Any) -> None:
         inputs = input_shape[-1]
-        self.kernel = self.add_weight(
-            shape=(inputs, self.classes), initializer=self.initializer, name="kernel"
-        )
+        self.kernel = self.add_weight(shape=(inputs, self.classes), initializer=self.initializer, name="kernel")
         self.bias = None
         if self.has_bias:
             bound = 1.0 / np.sqrt(inputs)
-            start = Uniform(self.initializer.seed, 2000 + self.initializer.index, -bound, bound)
+            start = Between(self.initializer.seed, 2000 + self.initializer.index, -bound, bound)
             self.bias = self.add_weight(shape=(self.classes,), initializer=start, name="bias")
 
     def call(self, features: tf.Tensor) -> tf.Tensor:
@@ -369,3 +299,41 @@ class Head(tf.keras.layers.Layer):
         if self.bias is not None:
             logits = logits + tf.cast(tf.convert_to_tensor(self.bias), tf.float32)
         return self.logit_scale * logits
+
+
+# ---- what the weights are for ------------------------------------------------------------------------------
+
+
+class Role(Enum):
+    """What a trained weight is for; an optimizer may move each kind in its own way."""
+
+    FILTER = auto()  # of a convolution, (height, width, inputs, filters)
+    HEAD = auto()  # the last layer's matrix, (inputs, classes)
+    SCALE = auto()  # batch norm's
+    SHIFT = auto()  # batch norm's, and the last layer's bias
+    WHITENING_BIAS = auto()
+
+
+def _roles_in(layer: Any) -> list[tuple[Any, Role]]:
+    """The trained weights that a layer holds itself, each with its role."""
+    if isinstance(layer, model.BatchNorm):
+        return [(layer.scale, Role.SCALE), (layer.shift, Role.SHIFT)]
+    if isinstance(layer, Whiten):
+        return [(layer.bias, Role.WHITENING_BIAS)]
+    if isinstance(layer, Head | tf.keras.layers.Dense):
+        return [(layer.kernel, Role.HEAD), (layer.bias, Role.SHIFT)]
+    if isinstance(layer, Conv | tf.keras.layers.Conv2D):
+        return [(layer.kernel, Role.FILTER), (getattr(layer, "bias", None), Role.SHIFT)]
+    return []
+
+
+def roles(network: tf.keras.Model) -> list[Role]:
+    """The role of each of network.trainable_variables, in their order.
+
+    Raises TypeError for a weight of a layer that _roles_in does not know.
+    """
+    known = {id(weight): role for layer in network._flatten_layers() for weight, role in _roles_in(layer)}
+    unknown = [weight.path for weight in network.trainable_variables if id(weight) not in known]
+    if unknown:
+        raise TypeError(f"the role of {unknown[0]} is not known; say it in _roles_in of lab/ladder/layers.py")
+    return [known[id(weight)] for weight in network.trainable_variables]

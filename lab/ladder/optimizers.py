@@ -1,61 +1,36 @@
-"""Nesterov momentum in its two forms, LARS and Muon, as Keras optimizers; which variable learns at which rate."""
+"""Nesterov momentum in its two forms, LARS and Muon, as Keras optimizers; which weight learns at which rate."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from lab.options import Settings
-from lab.schedules import PiecewiseLinear
+import train_eager
+from lab import schedules
+from lab.ladder import networks
+from lab.ladder.averaging import WeightAverage
+from lab.ladder.layers import Role, roles
+from lab.schedules import Knots
+from schedule import triangle
+from train_eager import EpochRate
 
 
-class EpochRate(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule in epochs as Keras' schedule in updates, for the gradient of a summed loss.
-
-    Args:
-        schedule: rate as a function of the epoch, e.g. schedule.PiecewiseLinear; called with
-            `clip=tf.clip_by_value`.
-        steps_per_epoch: updates an epoch. The k-th update, from 1, reads the schedule at k / steps_per_epoch.
-        divisor: what the rate is divided by: the global batch size turns a rate for the mean loss into one
-            for the sum.
-    """
-
-    def __init__(self, schedule: Any, steps_per_epoch: int, divisor: float) -> None:
-        self.schedule, self.steps_per_epoch, self.divisor = schedule, steps_per_epoch, divisor
-
-    def __call__(self, step: Any) -> tf.Tensor:
-        epoch = (tf.cast(step, tf.float32) + 1.0) / self.steps_per_epoch
-        return self.schedule(epoch, clip=tf.clip_by_value) / self.divisor
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "schedule": self.schedule,
-            "steps_per_epoch": self.steps_per_epoch,
-            "divisor": self.divisor,
-        }
-
-
-class Nesterov(tf.keras.optimizers.Optimizer):
-    """Gradient descent with Nesterov momentum. By default in the form of PyTorch and of TensorFlow 1:
-
-        a <- momentum a + g
-        w <- w - rate (g + momentum a)
-
-    and with `rate_inside` in the form of Keras' SGD(nesterov=True) and of cifar10-fast since October 2019:
+class Nesterov(train_eager.Nesterov):
+    """The core's, with a rate for each weight; or, with `rate_inside`, in the form of Keras' SGD(nesterov=True) and of
+    cifar10-fast since October 2019:
 
         a <- momentum a + rate g
         w <- w - (rate g + momentum a)
 
     They are the same only while the rate is constant: as it rises, the latter lags some nine steps behind (at
-    momentum 0.9). DavidNet's published results were made with the former, post 8's with the latter.
-
-    Gradients are summed over the replicas of a distribution strategy before the update.
+    momentum 0.9). DavidNet's published results were made with the core's, post 8's with the latter.
 
     Args:
         learning_rate: a float, or a Keras LearningRateSchedule of the number of updates made so far.
         momentum: from 0 to below 1.
         rate_inside: see above.
         rates: a LearningRateSchedule for each variable, in the order of `build`, in place of `learning_rate`.
+        average: brought up to date after each update; its state is part of the optimizer's.
     """
 
     def __init__(
@@ -65,55 +40,45 @@ class Nesterov(tf.keras.optimizers.Optimizer):
         *,
         rate_inside: bool = False,
         rates: Sequence[Any] = (),
-        name: str = "nesterov",
+        average: WeightAverage | None = None,
     ) -> None:
-        super().__init__(learning_rate=learning_rate, name=name)
-        self.momentum, self.rate_inside, self.rates = momentum, rate_inside, tuple(rates)
-        self.accumulators: list[Any] = []
+        super().__init__(learning_rate, momentum)
+        self.rate_inside, self.rates, self.average = rate_inside, tuple(rates), average
 
-    def build(self, variables: list[Any]) -> None:
-        """Makes one accumulator of zeros a variable."""
-        if self.built:
-            return
-        super().build(variables)
-        self.accumulators = [self.add_variable_from_reference(v, name="accumulator") for v in variables]
+    @property
+    def variables(self) -> list[Any]:
+        """The state: what Keras and the accumulators hold, and the averages."""
+        return [*super().variables, *(self.average.averages if self.average else [])]
 
-    def rate_of(self, index: int, learning_rate: tf.Tensor) -> tf.Tensor:
-        """The rate of the variable of that index now."""
-        return self.rates[index](self.iterations) if self.rates else learning_rate
+    def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Any = None) -> None:
+        # Here, and not after it: a step that float16's loss scaling skips does not come to this line.
+        super().apply(grads, trainable_variables)
+        if self.average:
+            self.average.update(self.iterations)
 
     def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor) -> None:
-        """One update of one variable; `gradient` has the variable's shape."""
         index = self._get_variable_index(variable)
-        rate = tf.cast(self.rate_of(index, learning_rate), variable.dtype)
-        self.move(index, tf.cast(gradient, variable.dtype), variable, rate)
+        rate = self.rates[index](self.iterations) if self.rates else learning_rate
+        self.move(index, gradient, variable, rate)
 
     def move(self, index: int, gradient: tf.Tensor, variable: Any, rate: tf.Tensor) -> None:
-        """The formula; `rate` may also be of a shape that broadcasts to the gradient's."""
-        before = rate if self.rate_inside else 1.0
-        after = 1.0 if self.rate_inside else rate
+        """The formula, for the variable of that index; `rate` may be of a shape that broadcasts to the gradient's."""
+        if not self.rate_inside:
+            super().update_step(gradient, variable, rate)
+            return
         accumulator = self.accumulators[index]
-        moved = self.momentum * tf.convert_to_tensor(accumulator) + before * gradient
+        moved = self.momentum * tf.convert_to_tensor(accumulator) + rate * gradient
         self.assign(accumulator, moved)
-        self.assign_sub(variable, after * (before * gradient + self.momentum * moved))
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "learning_rate": self._learning_rate,
-            "momentum": self.momentum,
-            "rate_inside": self.rate_inside,
-            "rates": self.rates,
-            "name": self.name,
-        }
+        self.assign_sub(variable, rate * gradient + self.momentum * moved)
 
 
 class Lars(Nesterov):
     """Nesterov with layer-wise adaptive rates (Y. You et al., arXiv 1708.03888) as in Page's post 7.
 
-    The rate of each output filter of a convolution (a variable of rank 4) is multiplied by
-    |w| / (|g| + 1e-2), g without the decay.
+    The rate of each filter of a convolution is multiplied by |w| / (|g| + 1e-2), g without the decay.
 
     Args:
+        is_filter: for each variable, whether it is a convolution's filters, (height, width, inputs, filters).
         decays: for each variable, the number by which the variable was multiplied and added to its gradient.
         others: as Nesterov's.
     """
@@ -121,23 +86,24 @@ class Lars(Nesterov):
     EPSILON = 1e-2  # cifar10-fast, batch_norm_post.ipynb
 
     def __init__(
-        self, learning_rate: Any, momentum: float = 0.9, *, decays: Sequence[float], **others: Any
+        self,
+        learning_rate: Any,
+        momentum: float = 0.9,
+        *,
+        is_filter: Sequence[bool],
+        decays: Sequence[float],
+        **others: Any,
     ) -> None:
         super().__init__(learning_rate, momentum, **others)
-        self.decays = tuple(decays)
+        self.is_filter, self.decays = tuple(is_filter), tuple(decays)
 
     def move(self, index: int, gradient: tf.Tensor, variable: Any, rate: tf.Tensor) -> None:
-        if len(variable.shape) == 4:
+        if self.is_filter[index]:
             weights = tf.convert_to_tensor(variable)
-            size, slope = (
-                tf.sqrt(tf.reduce_sum(tf.square(values), [0, 1, 2]))
-                for values in (weights, gradient - self.decays[index] * weights)
-            )
+            raw = gradient - self.decays[index] * weights
+            size, slope = (tf.sqrt(tf.reduce_sum(tf.square(values), [0, 1, 2])) for values in (weights, raw))
             rate = rate * size / (slope + self.EPSILON)
         super().move(index, gradient, variable, rate)
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"decays": self.decays}
 
 
 def orthogonalise(matrix: tf.Tensor, steps: int = 3) -> tf.Tensor:
@@ -165,24 +131,32 @@ def orthogonalise(matrix: tf.Tensor, steps: int = 3) -> tf.Tensor:
 
 
 class Muon(Nesterov):
-    """Muon for the filters of convolutions (variables of rank 4), Nesterov for the rest.
+    """Muon for the filters of convolutions, Nesterov for the rest.
 
     A filter bank (kh, kw, C, K) is first scaled to the norm sqrt(K); then it moves by `rate` times the
     orthogonalised K x (C kh kw) matrix of g + filter_momentum a, where a <- filter_momentum a + g. Each bank by
-    itself; `python -m lab.bench.bench --network speedrun --sections update` compares that with padding and
-    stacking them.
+    itself; `python -m lab bench --network speedrun --sections update` compares that with padding and stacking them.
 
     Args:
+        is_filter: as for Lars.
         filter_momentum: from 0 to below 1.
         others: as Nesterov's.
     """
 
-    def __init__(self, learning_rate: Any, momentum: float, *, filter_momentum: float, **others: Any) -> None:
+    def __init__(
+        self,
+        learning_rate: Any,
+        momentum: float,
+        *,
+        is_filter: Sequence[bool],
+        filter_momentum: float,
+        **others: Any,
+    ) -> None:
         super().__init__(learning_rate, momentum, **others)
-        self.filter_momentum = filter_momentum
+        self.is_filter, self.filter_momentum = tuple(is_filter), filter_momentum
 
     def move(self, index: int, gradient: tf.Tensor, variable: Any, rate: tf.Tensor) -> None:
-        if len(variable.shape) != 4:
+        if not self.is_filter[index]:
             return super().move(index, gradient, variable, rate)
         accumulator, filters = self.accumulators[index], variable.shape[-1]
         moved = self.filter_momentum * tf.convert_to_tensor(accumulator) + gradient
@@ -193,92 +167,83 @@ class Muon(Nesterov):
         weights = tf.convert_to_tensor(variable)
         self.assign(variable, weights * (filters**0.5 / tf.norm(weights)) - rate * update)
 
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"filter_momentum": self.filter_momentum}
 
-
-# ---- which variable learns how -----------------------------------------------------------------------------
+# ---- which weight learns how -------------------------------------------------------------------------------
 
 
 class Plan(NamedTuple):
-    """How one variable learns: its rate as a function of the epoch, and its decay, both for the mean loss."""
+    """How one weight learns: its rate as a function of the epoch, and its decay, both for the mean loss."""
 
-    rate: PiecewiseLinear
+    rate: Knots
     decay: float
 
 
-def plans(options: Settings, variables: Sequence[Any], schedule: PiecewiseLinear) -> list[Plan]:
-    """How each variable learns under these hyperparameters."""
-    if options.optimizer == "muon":
-        return speedrun_plans(
-            variables,
-            schedule,
-            options.weight_decay,
-            bias_rate=options.bias_rate,
-            head_rate=options.head_rate,
-            whiten_bias_epochs=options.whiten_bias_epochs,
-            batch_size=options.batch_size,
-        )
-    return shift_plans(variables, schedule, options.weight_decay, options.bias_factor)
+def schedule_of(options: Any) -> Knots:
+    """The learning rate over the epochs: the knots, or DavidNet's triangle."""
+    if options.knots:
+        return schedules.parse(options.knots)
+    return Knots(triangle(options.epochs, options.warmup_epochs, options.learning_rate).knots)
 
 
-def make(options: Settings, plans: Sequence[Plan], steps_per_epoch: int) -> tf.keras.optimizers.Optimizer:
-    """The optimizer of these hyperparameters, for the gradient of the summed loss."""
-    rates = [EpochRate(plan.rate, steps_per_epoch, options.batch_size) for plan in plans]
-    common: dict[str, Any] = {
-        "momentum": options.momentum,
-        "rate_inside": options.rate_inside,
-        "rates": rates,
-    }
-    if options.optimizer == "lars":
-        return Lars(rates[0], decays=[plan.decay * options.batch_size for plan in plans], **common)
-    if options.optimizer == "muon":
-        return Muon(rates[0], filter_momentum=options.filter_momentum, **common)
-    return Nesterov(rates[0], **common)
+def plans(options: Any, of_weights: Sequence[Role]) -> list[Plan]:
+    """How weights of these roles learn under these hyperparameters."""
+    plan = _speedruns_plan if options.optimizer == "muon" else _davidnets_plan
+    return [plan(options, schedule_of(options), role) for role in of_weights]
 
 
-def shift_plans(
-    variables: Sequence[Any], schedule: PiecewiseLinear, decay: float, factor: float
-) -> list[Plan]:
-    """Rate times `factor` and decay divided by it for the shifts of batch norm and biases (post 8), else both."""
-    return [
-        Plan(schedule.times(factor), decay / factor)
-        if variable.path.endswith(("/shift", "/bias"))
-        else Plan(schedule, decay)
-        for variable in variables
-    ]
+def _davidnets_plan(options: Any, schedule: Knots, role: Role) -> Plan:
+    """Post 8: `bias_factor` times the rate, and the decay divided by it, for shifts and biases."""
+    factor = options.bias_factor if role in (Role.SHIFT, Role.WHITENING_BIAS) else 1.0
+    return Plan(schedule.times(factor), options.weight_decay / factor)
 
 
-def speedrun_plans(
-    variables: Sequence[Any],
-    schedule: PiecewiseLinear,
-    decay: float,
-    *,
-    bias_rate: float,
-    head_rate: float,
-    whiten_bias_epochs: float,
-    batch_size: int,
-) -> list[Plan]:
-    """airbench94_muon's: `schedule` for the filters, without decay; its shape with other peaks for the rest.
+def _speedruns_plan(options: Any, schedule: Knots, role: Role) -> Plan:
+    """airbench94_muon's: the schedule for the filters, without decay; its shape with other peaks for the rest.
+
+    Those peaks are for the summed loss; the batch size turns them into rates for the mean. `weight_decay` is that of
+    a unit rate: a weight's is this over its rate.
+    """
+    if role is Role.FILTER:
+        return Plan(schedule.times(options.batch_size), 0.0)  # Muon's step does not grow with the gradient
+    rate = options.head_rate if role is Role.HEAD else options.bias_rate
+    shape = schedule.times(rate / (schedule.peak or 1.0) * options.batch_size)
+    if role is Role.WHITENING_BIAS:
+        start = schedule.knots[0][0]
+        shape = Knots([(start, rate * options.batch_size), (start + options.whiten_bias_epochs, 0.0)])
+    return Plan(shape, options.weight_decay / rate if rate else 0.0)
+
+
+def make(options: Any, network: tf.keras.Model, steps_per_epoch: int) -> tuple[Nesterov, list[float]]:
+    """What updates the weights, and each weight's decay, both for the gradient of the summed loss.
 
     Args:
-        variables: of the network.
-        schedule: of the filters' rate.
-        decay: of a unit rate: the others' is this over their rate.
-        bias_rate: peak for the biases and shifts, for the summed loss.
-        head_rate: peak for the last layer, for the summed loss.
-        whiten_bias_epochs: the whitening bias' rate is 0 after these.
-        batch_size: images a step, which turns a rate for the summed loss into one for the mean.
+        options: with the attributes of lab.options.Ladder and epochs, batch_size, learning_rate, warmup_epochs,
+            momentum, weight_decay.
+        network: with its variables made; call it in the strategy's scope.
     """
-    (start, _), *_ = schedule.knots
+    of_weights = roles(network)
+    planned = plans(options, of_weights)
+    curves = {plan.rate.knots: plan.rate for plan in planned}  # a table for each, not for each weight
+    tables = {
+        knots: EpochRate(curve, options.epochs, steps_per_epoch, options.batch_size) for knots, curve in curves.items()
+    }
+    decays = [plan.decay * options.batch_size for plan in planned]
+    average = None
+    if options.ema_every:
+        followed = networks.averaged_variables(network)
+        average = WeightAverage(followed, options.ema_keeps, options.ema_every)
+    rates = [tables[plan.rate.knots] for plan in planned]
+    common: dict[str, Any] = {"rate_inside": options.rate_inside, "rates": rates, "average": average}
+    filters = [role is Role.FILTER for role in of_weights]
+    if options.optimizer == "lars":
+        return Lars(rates[0], options.momentum, is_filter=filters, decays=decays, **common), decays
+    if options.optimizer == "muon":
+        momentum = options.filter_momentum
+        return Muon(rates[0], options.momentum, is_filter=filters, filter_momentum=momentum, **common), decays
+    return Nesterov(rates[0], options.momentum, **common), decays
 
-    def plan(variable: Any) -> Plan:
-        if len(variable.shape) == 4:
-            return Plan(schedule.times(batch_size), 0.0)  # Muon's step does not grow with the gradient
-        rate = head_rate if variable.path.endswith("/kernel") else bias_rate
-        shape = schedule.times(rate / schedule.peak * batch_size)
-        if "whiten" in variable.path:
-            shape = PiecewiseLinear([(start, rate * batch_size), (start + whiten_bias_epochs, 0.0)])
-        return Plan(shape, decay / rate)
 
-    return [plan(variable) for variable in variables]
+def average_of(optimizer: tf.keras.optimizers.Optimizer) -> WeightAverage | None:
+    """The moving average that an optimizer of `make` keeps, with float16's loss scaling around it or not."""
+    average: WeightAverage | None = getattr(optimizer, "inner_optimizer", optimizer).average
+    return average

@@ -1,6 +1,6 @@
 """The three operations that make the step fast on a CPU: max-pooling, batch norm, 3x3 convolution.
 
-Each computes what TensorFlow's own operation computes, gradient included (tests/test_ops.py holds them
+Each computes what TensorFlow's own operation computes, gradient included (tests/lab/machine/test_kernels.py holds them
 against it), in a form that XLA turns into faster code on a CPU. GPUs and TPUs are better served by the plain
 form, which `fast=False` takes: the fast one moves four times the bytes on a TPU v5e, by its compiler's count.
 """
@@ -60,10 +60,6 @@ def max_pool(images: tf.Tensor, size: int, *, fast: bool) -> tf.Tensor:
 # ---- batch norm --------------------------------------------------------------------------------------------
 
 
-def _same(array: tf.Tensor) -> tf.Tensor:
-    return array
-
-
 PARTS = 16  # into which a sum over rows is cut; XLA fuses the addition of so many slices into one loop
 
 
@@ -80,7 +76,7 @@ def _channel_sum(term: Callable[..., tf.Tensor], *arrays: tf.Tensor, fast: bool)
             strict=True,
         )
         terms = [term(*part) for part in parts]
-        arrays, term = (sum(terms[1:], terms[0]),), _same
+        arrays, term = (sum(terms[1:], terms[0]),), tf.identity
     return tf.reduce_sum(term(*arrays), axis=1, keepdims=True)
 
 
@@ -93,7 +89,6 @@ def batch_norm(
     *,
     groups: int = 1,
     fast: bool,
-    over_replicas: Callable[[tf.Tensor], tf.Tensor] = _same,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Normalises with the batch's own statistics, over all axes but the last.
 
@@ -108,8 +103,6 @@ def batch_norm(
         epsilon: added to the variance.
         groups: equal parts of the first axis, in its order, each normalised with its own statistics.
         fast: take the form for a CPU under XLA.
-        over_replicas: averages a tensor over the replicas, for statistics of the global batch; the default
-            keeps each replica's own. Replicas have equally many images.
 
     Returns:
         The normalised images, of the dtype of `images`; the mean over the groups of their means and of their
@@ -125,9 +118,9 @@ def batch_norm(
         def centred(part: tf.Tensor) -> tf.Tensor:
             return tf.cast(part, tf.float32) - guess
 
-        offset = over_replicas(_channel_sum(centred, rows, fast=fast) / count)  # (groups, 1, C)
+        offset = _channel_sum(centred, rows, fast=fast) / count  # (groups, 1, C)
         squares = _channel_sum(lambda part: tf.square(centred(part)), rows, fast=fast)
-        variance = tf.maximum(over_replicas(squares / count) - tf.square(offset), 0.0)
+        variance = tf.maximum(squares / count - tf.square(offset), 0.0)
         mean, inverse = guess + offset, tf.math.rsqrt(variance + epsilon)
         factor = scale * inverse
         normal = (tf.cast(rows, tf.float32) - mean) * factor + shift
@@ -140,8 +133,7 @@ def batch_norm(
 
             shift_gradient = _channel_sum(lambda part: tf.cast(part, tf.float32), above, fast=fast)
             scale_gradient = _channel_sum(product, above, rows, fast=fast) * inverse
-            # The gradients of scale and shift stay the replica's own: the optimiser adds them up.
-            level, slope = over_replicas(shift_gradient / count), over_replicas(scale_gradient / count)
+            level, slope = shift_gradient / count, scale_gradient / count
             tilt = (tf.cast(rows, tf.float32) - mean) * (slope * inverse)
             change = (tf.cast(above, tf.float32) - level - tilt) * factor
             change = tf.reshape(tf.cast(change, images.dtype), tf.shape(images))
@@ -336,9 +328,7 @@ def conv3x3_stride2(images: tf.Tensor, filters: tf.Tensor, *, fast: bool) -> tf.
     split = tf.reshape(padded, [-1, rows + 1, 2, columns + 1, 2, channels])
     planes = [tf.unstack(line, axis=3) for line in tf.unstack(split, axis=2)]
     windows = [
-        planes[i % 2][j % 2][:, i // 2 : i // 2 + rows, j // 2 : j // 2 + columns]
-        for i in range(3)
-        for j in range(3)
+        planes[i % 2][j % 2][:, i // 2 : i // 2 + rows, j // 2 : j // 2 + columns] for i in range(3) for j in range(3)
     ]
     flat = tf.reshape(tf.concat(windows, axis=-1), [-1, 9 * channels])
     products = tf.matmul(flat, tf.reshape(filters, [9 * channels, -1]))
