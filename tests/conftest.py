@@ -10,7 +10,10 @@ import json
 import numpy as np
 import pytest
 
-from lab.runs import record
+import train_eager
+from lab import command, start
+from lab.base import files
+from lab.machine import memory
 
 
 @pytest.fixture(scope="session")
@@ -43,17 +46,22 @@ def short(small_data, tmp_path):
     }
 
 
+@pytest.fixture
+def command_line(monkeypatch):
+    """python train_eager.py with these arguments, in this process: command_line(["--epochs", "2"]) -> exit code."""
+    monkeypatch.setattr(memory, "restart_with_huge_pages", lambda: None)
+    return lambda arguments: start.main(train_eager.Config, train_eager.add_flags, list(map(str, arguments)))
+
+
 @pytest.fixture(scope="session")
 def finished(small_data, tmp_path_factory):
     """The folder of a run that has ended: one epoch, whitening, an average of the weights, two views."""
-    import train_eager
-
     folder = tmp_path_factory.mktemp("runs") / "finished"
     options = {"data": small_data, "out": str(folder), "device": "cpu", "jit": False, "checkpoint_every": 0}
     options |= {"width": 4, "batch_size": 16, "epochs": 1, "learning_rate": 0.1, "seed": 3}
     options |= {"whiten": True, "ema_every": 2, "ema_keeps": 0.9, "tta": "flip"}
     options |= {"activation": "celu", "celu_alpha": 0.3, "pool_first": True}
-    train_eager.train(**options)
+    command.train(**options)
     return folder
 
 
@@ -123,7 +131,7 @@ def leave(made_result):
     def write(folder, **values):
         folder.mkdir(parents=True)
         path = folder / "result.json"
-        path.write_text(record.encode(made_result(**values)))
+        path.write_text(files.encode(made_result(**values)))
         return path
 
     return write

@@ -1,29 +1,21 @@
 """Every rung of "How to train your ResNet" and its successors as a named set of hyperparameters.
 
-    python -m lab.ladder.recipes                                    # a table of them all
-    python -m lab.ladder.recipes --diff post4-conv3 davidnet        # how two differ
-    python -m lab.ladder.recipes --describe speedrun                # its network, layer by layer
-    python -m lab.ladder.recipes --svg net.svg --describe davidnet  # a diagram of it
     python train_eager.py --recipe bag-of-tricks
+    python -m lab recipes                          # a table of them all
 
-The constants at the top of train_eager.py are the recipe `davidnet`; each other recipe states what it changes
-in the one below it.
+Each recipe states what it changes in the one below it; at the bottom is `davidnet`, as published: the constants at
+the top of train_eager.py, unless somebody has edited them. No TensorFlow here.
 """
 
-import ast
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lab import options as settings
-from lab.base.errors import Parser, UserError, ends_in_a_line
-from lab.options import Settings
-from lab.runs import results
-from lab.runs.results import Run
+from lab import schedules
+from lab.base.errors import UserError, nearest
+from lab.options import NEEDS, OF_A_RECIPE, Ladder, flag
 
-ROOT = "davidnet"  # the recipe that the constants at the top of train_eager.py are
+ROOT = "davidnet"
 EXPERIMENTS = "cifar10-fast, experiments.ipynb"
 TRICKS = "cifar10-fast, bag_of_tricks.ipynb and new_dawn.py"
 # The first epochs of davidnet's 24: training loss, its deviation, training accuracy, over augmented images while
@@ -56,7 +48,7 @@ class Recipe:
     """A set of hyperparameters.
 
     Args:
-        below: the recipe that it changes; "" for the constants of train_eager.py.
+        below: the recipe that it changes; "" for none.
         about: what it is, and what its source says of it.
         claim: the published result.
         source: where that was published.
@@ -173,6 +165,20 @@ RECIPES: dict[str, Recipe] = {
         "Post 4: the nine-layer network for 24 epochs; 35 of 50 runs reached 94 %. dawn.py's DAWNBench entry.",
         Claim(94.08, 50, 79, of_runs="median"),
         "cifar10-fast, dawn.py",
+        {
+            "epochs": 24,
+            "batch_size": 512,
+            "learning_rate": 0.4,
+            "warmup_epochs": 5.0,
+            "momentum": 0.9,
+            "weight_decay": 5e-4,
+            "label_smoothing": 0.0,
+            "width": 64,
+            "logit_scale": 0.125,
+            "pad": 4,
+            "flip": "random",
+            "cutout": 8,
+        },
     ),
     "lars": Recipe(
         "davidnet",
@@ -303,184 +309,62 @@ RECIPES: dict[str, Recipe] = {
 def known(name: str) -> Recipe:
     """The recipe of that name. Raises UserError if there is none."""
     if name not in RECIPES:
-        near = settings.nearest(name, RECIPES)
+        near = nearest(name, RECIPES)
         raise UserError(
-            f"--recipe {name!r} is not known; {near or 'python -m lab.ladder.recipes lists them'}"
+            f"--recipe {name!r} is not known; {near or 'python -m lab recipes lists them'}"
         )
     return RECIPES[name]
 
 
-def resolve(name: str, constants: Settings) -> Settings:
-    """The hyperparameters of a recipe, checked.
-
-    Args:
-        name: of the recipe.
-        constants: the recipe `davidnet`, as it stands in train_eager.py, perhaps edited.
-
-    Raises:
-        UserError: for a name that is not there, or values that do not go together.
-    """
+def values(name: str) -> dict[str, Any]:
+    """A recipe's hyperparameters, by name, all of OF_A_RECIPE. Raises UserError for a name that is not there."""
     recipe = known(name)
-    below = resolve(recipe.below, constants) if recipe.below else constants
-    result = replace(below, **recipe.changes, recipe=name)
-    settings.check(result)
-    return result
+    if recipe.below:
+        return values(recipe.below) | recipe.changes
+    defaults = {item.name: item.default for item in fields(Ladder) if item.name in OF_A_RECIPE}
+    return defaults | recipe.changes
 
 
-def differences(first: Settings, second: Settings) -> dict[str, tuple[Any, Any]]:
-    """The hyperparameters of the training itself in which two sets differ, by name, with both values."""
-    both = {name: (getattr(first, name), getattr(second, name)) for name in settings.OF_A_RECIPE}
-    return {name: (one, other) for name, (one, other) in both.items() if one != other}
+def change(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's hyperparameters with those that a user gave.
 
-
-# ---- python -m lab.ladder.recipes --------------------------------------------------------------------------
-
-
-def network(values: Settings, classes: int = 10) -> Any:
-    """The network of a set of hyperparameters, as a Keras model with its variables made."""
-    from lab.ladder import networks as model
-
-    return model.make(
-        values.network,
-        classes,
-        model.style_of(values, fast=False),
-        width=values.width,
-        logit_scale=values.logit_scale,
-        whiten=values.whiten,
-    )
-
-
-def written_constants() -> Settings:
-    """The constants at the top of train_eager.py as they stand in the file, without importing TensorFlow.
-
-    Raises UserError if the file cannot be read, or one of them is missing or no literal.
-    """
-    path = Path(__file__).resolve().parents[2] / "train_eager.py"
-    try:
-        statements = ast.parse(path.read_text(encoding="utf-8")).body
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"cannot read {path}: {error}; restore it") from None
-    values: dict[str, Any] = {}
-    for statement in statements:
-        if isinstance(statement, ast.Assign) and isinstance(target := statement.targets[0], ast.Name):
-            name = target.id.lower()
-            if target.id.isupper() and name in settings.NAMES:
-                try:
-                    values[name] = ast.literal_eval(statement.value)
-                except ValueError:
-                    raise UserError(f"{path}: {target.id} is no literal; write its value there") from None
-    missing = [name.upper() for name in settings.NAMES if name not in values]
-    if missing:
-        raise UserError(f"{path} has no line {missing[0]} = ...; restore it")
-    return Settings(**values)
-
-
-def changed(run: Run, values: Settings) -> dict[str, Any]:
-    """The hyperparameters of a run's training that are not those of `values`, by name, with the run's own.
-
-    What an older result does not have is taken to be as in `values`.
-    """
-    found: dict[str, Any] = {}
-    for name in settings.IDENTITY:
-        if name in ("recipe", "seed") or name not in run.hyperparameters:
-            continue
-        value = run.hyperparameters[name]
-        if value != getattr(values, name):
-            found[name] = value
-    return found
-
-
-def is_measurement(run: Run, values: Settings) -> bool:
-    """Whether a run tells the accuracy of the recipe `values`: full, on all real images, with nothing changed."""
-    return run.is_full and not run.synthetic and run.recipe == values.recipe and not changed(run, values)
-
-
-def measured(folder: Path, constants: Settings) -> dict[str, list[Run]]:
-    """The runs recorded in a folder that tell a recipe's accuracy, by recipe.
-
-    Args:
-        folder: of records; those of other things than runs are passed over.
-        constants: the recipe `davidnet`.
+    When the epochs change, the warm-up keeps its share of the run unless it is given too, and the knots of the
+    learning rate stretch; when the peak rate changes, their rates do.
 
     Raises:
-        UserError: if a record cannot be read.
+        UserError: for a given one that has no effect beside the others.
     """
-    found: dict[str, list[Run]] = {}
-    for run in results.search(folder):
-        if run.recipe in RECIPES and is_measurement(run, resolve(run.recipe, constants)):
-            found.setdefault(run.recipe, []).append(run)
-    return found
-
-
-def listing(constants: Settings, records: Path) -> str:
-    """The table of all recipes."""
-    from lab.ladder import describe
-
-    form = "{:<18} {:>6} {:>11} {:>6} {:>14} {:>16}  {}"
-    lines = [form.format("recipe", "epochs", "parameters", "GFLOP", "claimed", "time", "measured")]
-    found = measured(records, constants)
-    for name, recipe in RECIPES.items():
-        values, claim = resolve(name, constants), recipe.claim
-        rows = describe.trace(network(values))
-        runs = f" (n={claim.runs})" if claim.runs else ""
-        ours = [100 * run.accuracy for run in found.get(name, [])]
-        lines.append(
-            form.format(
-                name,
-                values.epochs,
-                f"{sum(row.parameters for row in rows):,}",
-                f"{6 * describe.multiply_adds(rows) / 1e9:.2f}",
-                f"{claim.accuracy:g} %{runs}" if claim.accuracy else "no figure",
-                f"{claim.seconds:g} s, {claim.hardware}" if claim.seconds else "",
-                f"{sum(ours) / len(ours):.2f} % (n={len(ours)})" if ours else "not measured yet",
-            )
+    changed = {**recipe, **given}
+    longer = changed["epochs"] / recipe["epochs"] if _is_number(changed["epochs"]) else 1.0
+    if "warmup_epochs" not in given:
+        changed["warmup_epochs"] = longer * recipe["warmup_epochs"]
+    if recipe["knots"] and "knots" not in given and {"epochs", "learning_rate"} & given.keys():
+        knots = schedules.parse(recipe["knots"])
+        rate = changed["learning_rate"] / (knots.peak or 1.0) if _is_number(changed["learning_rate"]) else 1.0
+        changed["knots"] = str(knots.times(rate, longer))
+    for name in given:
+        for other, values_needed in NEEDS.get(name, {}).items():
+            if given[name] != recipe[name] and changed[other] not in values_needed:
+                raise UserError(
+                    f"{flag(name)} {given[name]} has no effect with {flag(other)} {changed[other]}; leave it out, "
+                    f"or give {flag(other)} {' or '.join(map(str, values_needed))}"
+                )
+    if changed["knots"] and "warmup_epochs" in given and given["warmup_epochs"] != recipe["warmup_epochs"]:
+        raise UserError(
+            f"--warmup-epochs {given['warmup_epochs']} has no effect with --knots {changed['knots']!r}, which say the "
+            "rate of every epoch; leave it out"
         )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "GFLOP: of a training step, an image: three passes, two for a multiply-add of convolutions and head.",
-            "measured: mean over the full runs under records/, with test-time augmentation where the recipe has it.",
-        ]
-    )
+    if not changed["ema_every"] and "ema_keeps" in given:
+        raise UserError(f"--ema-keeps {given['ema_keeps']} has no effect without --ema-every; give both")
+    return changed
 
 
-@ends_in_a_line
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--diff", nargs=2, metavar="RECIPE", help="how two recipes differ")
-    parser.add_argument("--describe", metavar="RECIPE", help="its text and network, layer by layer")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="with --describe: a diagram of the network")
-    options = parser.parse_args(arguments)
-    if options.svg and not options.describe:
-        raise UserError("--svg needs to know of which network; add --describe davidnet")
-    import train_eager
-
-    constants = train_eager.constants()
-    if options.diff:
-        first, second = (resolve(name, constants) for name in options.diff)
-        for name, (one, other) in differences(first, second).items():
-            print(f"{settings.flag(name):<22} {one!r:>28}  {other!r}")
-    elif options.describe:
-        _describe(options.describe, constants, options.svg)
-    else:
-        print(listing(constants, Path(__file__).resolve().parents[2] / "records"))
-    return 0
+def _is_number(value: Any) -> bool:
+    """Whether it can be computed with; what is not is refused later, with its limits."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _describe(name: str, constants: Settings, svg: Path | None) -> None:
-    from lab.ladder import describe
-    from lab.runs import record
-
-    recipe, values = known(name), resolve(name, constants)
-    print(f"{name}: {recipe.about}\nSource: {recipe.source}.\n")
-    rows = describe.trace(network(values))
-    print(describe.table(rows))
-    if svg is not None:
-        record.write_whole(svg, describe.svg(rows, name))
-        print(f"wrote {svg}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The hyperparameters of a recipe in which two sets differ, by name, with both values."""
+    both = {name: (first[name], second[name]) for name in OF_A_RECIPE}
+    return {name: (one, other) for name, (one, other) in both.items() if one != other}

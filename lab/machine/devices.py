@@ -1,7 +1,7 @@
 """From the name of a device to a distribution strategy and a precision, decided when a run starts.
 
-    python -m lab.machine.devices                                # what there is, what a run would take, what is wrong
-    python -m lab.machine.devices --device tpu --batch-size 512  # exit 2 if it is missing or the batch does not divide
+    python -m lab devices                                # what there is, what a run would take, what is wrong
+    python -m lab devices --device tpu --batch-size 512  # exit 2 if it is missing or the batch does not divide
 
 Tested: one CPU, several logical CPU devices, two CPU processes on one machine. Written from TensorFlow's
 documentation and not yet tried on the hardware: GPUs, TPUs, SLURM.
@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +19,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chat
 
 import tensorflow as tf
 
+import data
 from lab.base import console
-from lab.base.errors import Parser, UserError, exits_with_one_line
+from lab.base.errors import Exit, Parser, UserError, exits_with_one_line
 from lab.machine import preflight
+from train_eager import choose_precision, choose_strategy
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-BFLOAT16_FROM = (8, 0)  # compute capability: Ampere, the first with bfloat16 tensor cores
 # What TensorFlow raises where a TPU is missing: its own errors, and those of the search for one by name.
 _TPU_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, OSError, ImportError)
 # What the operations between workers raise where one is gone: as its connection breaks, or as it is missed.
@@ -37,7 +37,6 @@ _LOST_ERRORS = (
     tf.errors.DeadlineExceededError,
     tf.errors.FailedPreconditionError,
 )
-LOST_WORKER = 4  # exit code
 
 
 @dataclass(frozen=True)
@@ -90,15 +89,16 @@ def choose(device: str, *, tpu: str = "", logical_devices: int = 0) -> Placement
         if isinstance(found, Placement):
             return found
         reason = found
-    names = [gpu.name for gpu in tf.config.list_logical_devices("GPU")] if device in ("auto", "gpu") else []
-    if names:
-        strategy = (
-            tf.distribute.MirroredStrategy(names) if names[1:] else tf.distribute.OneDeviceStrategy(names[0])
-        )
-        return Placement(strategy, "gpu", f"{len(names)} GPU{'s' * (len(names) > 1)} found")
-    if device == "gpu":
-        raise UserError(f"--device gpu: TensorFlow sees no GPU; {preflight.gpu_remedy(preflight.gather())}")
-    return Placement(tf.distribute.OneDeviceStrategy("/cpu:0"), "cpu", reason)
+    try:
+        strategy = choose_strategy(device)
+    except data.UserError:  # only GPUs that were asked for can be missing here
+        raise UserError(
+            f"--device gpu: TensorFlow sees no GPU; {preflight.gpu_remedy(preflight.gather())}"
+        ) from None
+    if "GPU" not in strategy.extended.worker_devices[0]:
+        return Placement(strategy, "cpu", reason)
+    count = strategy.num_replicas_in_sync
+    return Placement(strategy, "gpu", f"{count} GPU{'s' * (count > 1)} found")
 
 
 # ---- TPU ---------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def _workers(device: str, tpu: str, resolver: Any) -> Placement:
     try:
         if not gpus:  # the strategy would take them of itself
             tf.config.set_visible_devices([], "GPU")
-        with workers_in_sight():
+        with reports_lost_workers():
             strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except RuntimeError as error:
         raise UserError(
@@ -186,8 +186,8 @@ def _workers(device: str, tpu: str, resolver: Any) -> Placement:
 
 
 @contextlib.contextmanager
-def workers_in_sight() -> Iterator[None]:
-    """Within it, TensorFlow's error at the loss of another worker is a UserError with exit code LOST_WORKER.
+def reports_lost_workers() -> Iterator[None]:
+    """Within it, TensorFlow's error at the loss of another worker is a UserError with exit code Exit.LOST_WORKER.
 
     TensorFlow notices a process that is gone at once, by its connection, or within half a minute, by its
     heartbeat. With a single worker nothing changes.
@@ -201,7 +201,7 @@ def workers_in_sight() -> Iterator[None]:
         which = f"worker {', '.join(sorted(set(gone)))}" if gone else "another worker"
         raise UserError(
             f"{which} is gone, so this one ends; see what it said last, then start all workers again",
-            exit_code=LOST_WORKER,
+            exit_code=Exit.LOST_WORKER,
         ) from None
 
 
@@ -264,28 +264,7 @@ def check_tf_config(text: str) -> bool:
     return sum(map(len, cluster.values())) > 1
 
 
-# ---- precision and batch -----------------------------------------------------------------------------------
-
-
-def choose_precision(precision: str, kind: str) -> str:
-    """`precision`, with auto resolved: float32 on CPUs, bfloat16 on TPUs and on GPUs of capability 8 or more.
-
-    Older GPUs get float16, with loss scaling (lab/ladder/finite.py); those whose capability is not known, float32.
-    """
-    if precision != "auto":
-        return precision
-    capabilities = [gpu.capability for gpu in preflight.gather().gpus] if kind == "gpu" else []
-    return auto_precision(kind, capabilities)
-
-
-def auto_precision(kind: str, capabilities: list[tuple[int, int]]) -> str:
-    """The precision for a kind of device; for gpu, that which all of these compute capabilities can do."""
-    if kind == "tpu":
-        return "bfloat16"
-    oldest = min(capabilities, default=(0, 0))
-    if kind != "gpu" or oldest == (0, 0):
-        return "float32"
-    return "bfloat16" if oldest >= BFLOAT16_FROM else "float16"
+# ---- batch -----------------------------------------------------------------------------------
 
 
 def check_batch(batch_size: int, replicas: int) -> None:
@@ -302,7 +281,7 @@ def check_groups(groups: int, replicas: int) -> None:
         raise UserError(f"--ghost-groups {groups} is not divisible by {replicas} replicas; try {near}")
 
 
-# ---- python -m lab.machine.devices -------------------------------------------------------------------------
+# ---- python -m lab devices -------------------------------------------------------------------------
 
 
 def _parser() -> Parser:
@@ -332,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = {
         "a run takes": f"{kind} ({placement.reason})",
         "replicas": f"{replicas}",
-        "precision": choose_precision(options.precision, kind),
+        "precision": choose_precision(options.precision, kind.upper()),
         "XLA": "yes" if jit else "no",
     }
     console.header(chosen)
@@ -340,7 +319,3 @@ def main(arguments: list[str] | None = None) -> int:
         console.say(f"note: {line}")
     check_batch(options.batch_size, replicas)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 from lab.base import console
-from lab.base.errors import UserError
+from lab.base.errors import Exit, UserError
 
 TUNABLE = "glibc.malloc.hugetlb"  # glibc 2.35 and newer; 1: ask the kernel for huge pages with madvise
-EXHAUSTED = 6  # exit code
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -99,4 +98,4 @@ def check_batch(batch_size: int, image_bytes: int, unit: int) -> str:
     about = f"--batch-size {batch_size} takes about {needed:.1f} GiB, {available:.1f} are available"
     if needed <= 3 * available:
         return f"{about}; if it does not fit, try --batch-size {fits}"
-    raise UserError(f"{about}; try --batch-size {fits}", exit_code=EXHAUSTED)
+    raise UserError(f"{about}; try --batch-size {fits}", exit_code=Exit.EXHAUSTED)

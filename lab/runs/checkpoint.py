@@ -1,25 +1,22 @@
-"""Checkpoints that count only when they are whole, so that a run goes on exactly where it stopped.
+"""Checkpoints, written so that a run goes on exactly where it stopped.
 
-A checkpoint is three files in the run's folder `checkpoints` (any path that tf.io.gfile knows): TensorFlow's
-`step-N.index` and `step-N.data-...`, and a manifest `step-N.json`, written last and in one piece, with the sums of
-the other two, of the variables' values and of itself, and what the run needs besides: epoch, step, rows,
-hyperparameters.
+A checkpoint is two files in the run's folder `checkpoints` (any path that tf.io.gfile knows): `step-N.npz`, the values
+of all variables that training changes, and `step-N.json`, written last and in one piece, with the sums of the other and
+of itself, and what the run needs besides: epoch, step, rows, hyperparameters.
 """
 
 import contextlib
-import hashlib
-import json
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from lab.base.errors import UserError, brief
-from lab.base.storage import FILE_ERRORS, write_whole
-from lab.runs.record import CANNOT_WRITE
+from lab.base.errors import Exit, UserError, brief
+from lab.base.files import decode, encode
+from lab.base.storage import FILE_ERRORS, sum_of, write_whole
 
 FOLDER = "checkpoints"
 NAME = "step"
@@ -27,7 +24,7 @@ NAME = "step"
 
 @dataclass(frozen=True)
 class Saved:
-    """A whole checkpoint: where its files begin, and what its manifest says of the run."""
+    """A complete checkpoint: where its files begin, and what its manifest says of the run."""
 
     prefix: str
     about: dict[str, Any]
@@ -39,13 +36,11 @@ class Checkpoints:
     Args:
         folder: the run's; the files go to `checkpoints` in it.
         keep: how many there are at most, from 1; older ones are deleted.
-        parts: what to save, by name: the model, the optimizer, the moving average.
-        variables: all variables of the parts, in a fixed order, to be compared one by one on restoring.
+        variables: all that training changes, in a fixed order.
     """
 
-    def __init__(self, folder: str, keep: int, parts: dict[str, Any], variables: Sequence[Any]) -> None:
+    def __init__(self, folder: str, keep: int, variables: Sequence[Any]) -> None:
         self.folder, self.keep, self.variables = f"{folder}/{FOLDER}", keep, list(variables)
-        self.state = tf.train.Checkpoint(**parts)
 
     def check_folder(self) -> None:
         """Raises UserError if nothing can be written there, so that a run does not train first and find out."""
@@ -71,15 +66,14 @@ class Checkpoints:
         Raises:
             UserError: if it cannot be written. Earlier checkpoints stay.
         """
-        prefix = f"{self.folder}/{NAME}-{step}"
+        prefix, buffer = f"{self.folder}/{NAME}-{step}", io.BytesIO()
+        np.savez(buffer, *(np.asarray(tf.convert_to_tensor(variable)) for variable in self.variables))
         try:
             tf.io.gfile.makedirs(self.folder)
             _delete(prefix)  # left by a run that was killed here
-            self.state.write(prefix)
-            files = {PurePosixPath(path).name: _sha256(path) for path in _files(prefix)}
-            manifest = {"step": step, "files": files, "variables": self._sha256(), "about": about}
-            text = json.dumps(manifest)
-            write_whole(f"{prefix}.json", f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+            write_whole(f"{prefix}.npz", buffer.getvalue())
+            manifest = {"step": step, "sha256_npz": sum_of(f"{prefix}.npz"), "about": about}
+            write_whole(f"{prefix}.json", encode(manifest))
             for old in _prefixes(self.folder)[self.keep :]:
                 _delete(old)
         except FILE_ERRORS as error:
@@ -88,63 +82,45 @@ class Checkpoints:
             raise UserError(
                 f"cannot write the checkpoint {prefix}: {brief(error)}; free the disk or the folder, then "
                 "--resume goes on from the one before",
-                exit_code=CANNOT_WRITE,
+                exit_code=Exit.CANNOT_WRITE,
             ) from None
 
     def restore(self, saved: Saved) -> None:
         """Gives all variables their values in the checkpoint.
 
-        Raises UserError if it does not hold every one of them with its shape, or they are not what was saved.
+        Raises UserError if it does not hold every one of them with its shape.
         """
-        try:
-            self.state.read(saved.prefix).assert_existing_objects_matched()
-        except (AssertionError, ValueError, *FILE_ERRORS) as error:
+        with tf.io.gfile.GFile(f"{saved.prefix}.npz", "rb") as file:
+            arrays = dict(np.load(io.BytesIO(file.read()), allow_pickle=False))
+        shapes = [tuple(variable.shape) for variable in self.variables]
+        held = [arrays[f"arr_{number}"].shape for number in range(len(arrays))]
+        if held != shapes:
             raise UserError(
-                f"the checkpoint {saved.prefix} is of another network or optimizer ({brief(error)}); resume "
-                "with the hyperparameters that it was made with"
-            ) from None
-        if self._sha256() != saved.about["variables"]:
-            raise UserError(
-                f"the checkpoint {saved.prefix} does not hold every variable of this network; it was written "
-                "by another version of these scripts, so start anew"
+                f"the checkpoint {saved.prefix} is of another network or optimizer, or of another version of these "
+                "scripts; resume with what it was made with, or start a new run"
             )
-
-    def _sha256(self) -> str:
-        digest = hashlib.sha256()
-        for variable in self.variables:
-            value = np.asarray(tf.convert_to_tensor(variable))
-            digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-        return digest.hexdigest()
+        for number, variable in enumerate(self.variables):
+            variable.assign(arrays[f"arr_{number}"])
 
 
 def newest(folder: str) -> tuple[Saved | None, list[str]]:
-    """The newest whole checkpoint of a run, and a line for each newer one that is damaged.
+    """The newest complete checkpoint of a run, and a line for each newer one that is damaged.
 
     Args:
         folder: the run's.
     """
     damaged: list[str] = []
     for prefix in _prefixes(f"{folder}/{FOLDER}"):
-        reason = ""
         try:
             with tf.io.gfile.GFile(f"{prefix}.json", "rb") as file:
-                known, _, text = file.read().decode().partition("\n")
-            if known != hashlib.sha256(text.removesuffix("\n").encode()).hexdigest():
-                raise ValueError("its manifest is not what was written")
-            manifest = json.loads(text)
-            names, about = manifest["files"], manifest["about"]
-            if prefix != f"{folder}/{FOLDER}/{NAME}-{manifest['step']}" or not names:
-                reason = "its manifest is another's"
-            for name, known in names.items():
-                if PurePosixPath(name).name != name or _sha256(f"{folder}/{FOLDER}/{name}") != known:
-                    reason = f"{name} is not what was written"
-            if not reason:
-                return Saved(
-                    prefix, about | {"variables": manifest["variables"], "step": manifest["step"]}
-                ), damaged
+                manifest = decode(file.read().decode())
+            if prefix != f"{folder}/{FOLDER}/{NAME}-{manifest['step']}":
+                raise ValueError("its manifest is another's")
+            if sum_of(f"{prefix}.npz") != manifest["sha256_npz"]:
+                raise ValueError("its .npz is not what was written")
+            return Saved(prefix, manifest["about"] | {"step": manifest["step"]}), damaged
         except (ValueError, KeyError, TypeError, AttributeError, *FILE_ERRORS) as error:
-            reason = brief(error)
-        damaged.append(f"the checkpoint {prefix} is damaged ({reason}) and left out")
+            damaged.append(f"the checkpoint {prefix} is damaged ({brief(error)}) and left out")
     return None, damaged
 
 
@@ -155,30 +131,14 @@ def _prefixes(folder: str) -> list[str]:
     steps = []
     for name in tf.io.gfile.listdir(folder):
         kind, _, number = name.removesuffix(".json").partition("-")
-        if name.endswith(".json") and kind == NAME and number.isdigit():
+        if name.endswith(".json") and kind == NAME and number.isdecimal():
             steps.append(int(number))
     return [f"{folder}/{NAME}-{step}" for step in sorted(steps, reverse=True)]
 
 
-def _files(prefix: str) -> list[str]:
-    """Of a checkpoint, those that a killed run left half-written included."""
-    folder, _, name = prefix.rpartition("/")
-    return [
-        f"{folder}/{file}"
-        for file in tf.io.gfile.listdir(folder)
-        if file.startswith((f"{name}.", f"{name}_"))
-    ]
-
-
 def _delete(prefix: str) -> None:
-    """The manifest first: without it the rest does not count."""
-    for path in sorted(_files(prefix), key=lambda path: not path.endswith(".json")):
-        (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    """The manifest first: without it the rest does not count. Files of a killed run go too."""
+    folder, _, name = prefix.rpartition("/")
+    left = [file for file in tf.io.gfile.listdir(folder) if file.lstrip(".").startswith(f"{name}.")]
+    for file in sorted(left, key=lambda file: not file.endswith(".json")):
+        tf.io.gfile.remove(f"{folder}/{file}")

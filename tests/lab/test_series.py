@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-import train_eager
-from lab import series
+from lab import assemble, command, series
+from lab.base import files
 from lab.base.errors import UserError
+from lab.drive import Drive
 from lab.runs import record
 
 
@@ -30,15 +31,12 @@ def options(small_data):
 def done(options, tmp_path_factory):
     """A series of the seeds 5 to 7: its folder, what train() returned, how often its step was traced."""
     folder = tmp_path_factory.mktemp("series") / "three"
-    made = []
+    made, make = [], assemble.make
     with pytest.MonkeyPatch.context() as patch:
-        begin = train_eager.Run.__init__
-        patch.setattr(
-            train_eager.Run, "__init__", lambda run, *a, **k: (made.append(run), begin(run, *a, **k))[1]
-        )
-        found = train_eager.train(**options, seed=5, runs=3, out=str(folder))
-    (run,) = made
-    return folder, found, run.train_steps.experimental_get_tracing_count()
+        patch.setattr(assemble, "make", lambda *parts: made.append(make(*parts)) or made[-1])
+        found = command.train(**options, seed=5, runs=3, out=str(folder))
+    (training,) = made
+    return folder, found, training.train_steps.experimental_get_tracing_count()
 
 
 def test_each_run_is_the_one_that_its_seed_gives_alone(done, options, tmp_path):
@@ -46,7 +44,7 @@ def test_each_run_is_the_one_that_its_seed_gives_alone(done, options, tmp_path):
     assert traces == 1
     assert [result["seed"] for result in found["runs"]] == [5, 6, 7]
     for seed in (5, 7):
-        alone = train_eager.train(**options, seed=seed, out=str(tmp_path / str(seed)))
+        alone = command.train(**options, seed=seed, out=str(tmp_path / str(seed)))
         assert weights(folder / f"seed-{seed}") == weights(tmp_path / str(seed))
         for name in ("test_accuracy", "test_accuracy_tta"):
             assert found["runs"][seed - 5][name] == alone[name]
@@ -57,7 +55,7 @@ def test_each_run_is_the_one_that_its_seed_gives_alone(done, options, tmp_path):
 def test_the_table_is_scipys(done, options, capsys):
     stats = pytest.importorskip("scipy.stats")
     folder, found, _ = done
-    assert train_eager.main(["--resume", str(folder)]) == 0  # nothing is left to train
+    assert command.train(resume=str(folder))  # nothing is left to train
     text = capsys.readouterr().out
     assert text.count("finished before: accuracy") == 3
     values = [result["test_accuracy_tta"] for result in found["runs"]]
@@ -70,20 +68,20 @@ def test_the_table_is_scipys(done, options, capsys):
 def test_an_interrupted_series_goes_on_and_can_be_longer(done, options, tmp_path, monkeypatch):
     folder, found, _ = done
     own = tmp_path / "series"
-    save = train_eager.Run._save
+    save = Drive._save
 
-    def stop(run, epoch, step):
-        save(run, epoch, step)
+    def stop(run):
+        save(run)
         if run.options.seed == 6:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_eager.Run, "_save", stop)
+        patch.setattr(Drive, "_save", stop)
         with pytest.raises(KeyboardInterrupt):
-            train_eager.train(**options, seed=5, runs=2, out=str(own))
+            command.train(**options, seed=5, runs=2, out=str(own))
     assert not record.read_result(own / "seed-6")["finished"]
     shutil.rmtree(own / "seed-6" / "checkpoints")  # as if killed before the first checkpoint
-    again = train_eager.train(resume=str(own), runs=3)
+    again = command.train(resume=str(own), runs=3)
     assert [result["test_accuracy"] for result in again["runs"]] == [
         result["test_accuracy"] for result in found["runs"]
     ]
@@ -93,18 +91,18 @@ def test_an_interrupted_series_goes_on_and_can_be_longer(done, options, tmp_path
 
 def test_a_run_goes_on_from_its_checkpoint_within_a_series(done, options, tmp_path, monkeypatch):
     folder = done[0]
-    own, save = tmp_path / "series", train_eager.Run._save
+    own, save = tmp_path / "series", Drive._save
 
-    def stop(run, epoch, step):
-        save(run, epoch, step)
+    def stop(run):
+        save(run)
         if run.options.seed == 6:
             raise UserError("stopped by a test", exit_code=143)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_eager.Run, "_save", stop)
+        patch.setattr(Drive, "_save", stop)
         with pytest.raises(UserError, match=f"of the whole series: --resume {own}"):
-            train_eager.train(**options, seed=5, runs=2, out=str(own))
-    train_eager.train(resume=str(own))
+            command.train(**options, seed=5, runs=2, out=str(own))
+    command.train(resume=str(own))
     assert weights(own / "seed-6") == weights(folder / "seed-6")
 
 
@@ -114,40 +112,39 @@ def test_auto_finds_the_newest_unfinished_series(options, tmp_path, monkeypatch)
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         about = {"hyperparameters": {"seed": 5, "runs": runs}}
-        (folder / series.NAME).write_text(record.encode(about))
-    wanted = train_eager.constants()
-    wanted = train_eager.settings.change(wanted, {"recipe": "speedrun", "seed": 5, "runs": 2})
-    assert series.find("auto", wanted) == "runs/speedrun-5x2-new"
-    assert series.find("auto", train_eager.settings.change(wanted, {"seed": 1})) == ""
-    assert series.find("", wanted) == ""
+        (folder / series.NAME).write_text(files.encode(about))
+    wanted = {"recipe": "speedrun", "seed": 5, "runs": 2, "resume": "auto"}
+    assert series.find(assemble.configure(wanted)) == "runs/speedrun-5x2-new"
+    assert series.find(assemble.configure(wanted | {"seed": 1})) == ""
+    assert series.find(assemble.configure(wanted | {"resume": ""})) == ""
 
 
 def test_what_does_not_go_is_one_line(done, options, tmp_path, monkeypatch):
     folder = done[0]
     with pytest.raises(UserError, match="holds a series"):
-        train_eager.train(**options, seed=5, runs=3, out=str(folder))
+        command.train(**options, seed=5, runs=3, out=str(folder))
     with pytest.raises(UserError, match="--width 4, not 8"):
-        train_eager.train(resume=str(folder), width=8)
+        command.train(resume=str(folder), width=8)
     with pytest.raises(UserError, match="holds no series"):
-        train_eager.train(resume=str(folder / "seed-5"), runs=2)
+        command.train(resume=str(folder / "seed-5"), runs=2)
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / series.NAME).write_text((copy / series.NAME).read_text().replace('"seed": 5', '"seed": 6'))
     with pytest.raises(UserError, match=r"series\.json.*checksum"):
-        train_eager.train(resume=str(copy))
+        command.train(resume=str(copy))
     (tmp_path / "mine" / "seed-6").mkdir(parents=True)
     with pytest.raises(UserError, match="holds seed-6"):
-        train_eager.train(**options, seed=5, runs=2, out=str(tmp_path / "mine"))
+        command.train(**options, seed=5, runs=2, out=str(tmp_path / "mine"))
     with pytest.raises(UserError, match="nowhere") as error:
-        train_eager.train(**options | {"data": str(tmp_path / "nowhere")}, runs=2, out=str(tmp_path / "new"))
+        command.train(**options | {"data": str(tmp_path / "nowhere")}, runs=2, out=str(tmp_path / "new"))
     assert "--resume" not in str(error.value) and not (tmp_path / "new").exists()
     workers = {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(workers))
     with pytest.raises(UserError, match="--runs 2 is for one process"):
-        train_eager.train(**options, runs=2, out=str(tmp_path / "none"))
+        command.train(**options, runs=2, out=str(tmp_path / "none"))
 
 
 def test_images_drawn_by_the_seed_are_drawn_anew(tmp_path):
-    found = train_eager.train(
+    found = command.train(
         data="synthetic", limit_train=64, limit_test=16, device="cpu", width=2, batch_size=32, epochs=1,
         jit=False, runs=2, out=str(tmp_path / "series"), checkpoint_every=0,
     )  # fmt: skip

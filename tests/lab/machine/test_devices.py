@@ -46,7 +46,7 @@ def last_line(text: str) -> str:
     return text.strip().splitlines()[-1]
 
 
-# ---- batch and precision -----------------------------------------------------------------------------------
+# ---- batch -----------------------------------------------------------------------------------
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
@@ -57,28 +57,6 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
         devices.check_batch(3, 8)
     devices.check_batch(512, 8)
     devices.check_batch(500, 1)
-
-
-@pytest.mark.parametrize(
-    ("kind", "capabilities", "expected"),
-    [
-        ("cpu", [], "float32"),
-        ("tpu", [], "bfloat16"),
-        ("gpu", [(8, 0), (9, 0)], "bfloat16"),
-        ("gpu", [(8, 0), (7, 5)], "float16"),  # the oldest decides
-        ("gpu", [(7, 0)], "float16"),
-        ("gpu", [(7, 5), (0, 0)], "float32"),  # one is not known
-        ("gpu", [(0, 0)], "float32"),  # not known
-        ("gpu", [], "float32"),
-    ],
-)
-def test_the_precision_suits_the_oldest_device(kind, capabilities, expected):
-    assert devices.auto_precision(kind, capabilities) == expected
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_a_precision_asked_for_is_taken(precision):
-    assert devices.choose_precision(precision, "cpu") == precision
 
 
 # ---- choice ------------------------------------------------------------------------------------------------

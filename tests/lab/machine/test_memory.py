@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-import train_eager
-from lab.base.errors import UserError
+from lab import drive
+from lab.base.errors import Exit, UserError
 from lab.machine import memory
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -113,31 +113,31 @@ def test_a_batch_that_cannot_fit_names_one_that_does(monkeypatch):
         UserError, match=r"--batch-size 8000 takes about 15.6 GiB.*try --batch-size 816$"
     ) as error:
         memory.check_batch(8000, 2 * 2**20, 8)
-    assert error.value.exit_code == memory.EXHAUSTED == 6
+    assert error.value.exit_code == Exit.EXHAUSTED == 6
     monkeypatch.setattr(memory, "available_gib", lambda: None)
     assert memory.check_batch(10**9, 2**20, 1) == ""
 
 
 def test_a_run_that_does_not_fit_ends_with_6_and_the_batch_it_names_runs(
-    short, monkeypatch, capsys, tmp_path
+    short, monkeypatch, capsys, tmp_path, command_line
 ):
     flags = ["--batch-size", "64", "--width", "4", "--epochs", "1", "--device", "cpu", "--no-jit"]
     flags += ["--data", short["data"], "--ghost-groups", "4"]
     monkeypatch.setattr(memory, "available_gib", lambda: 0.005)
-    assert train_eager.main([*flags, "--out", str(tmp_path / "one")]) == 6
+    assert command_line([*flags, "--out", str(tmp_path / "one")]) == 6
     error = capsys.readouterr().err
     found = re.fullmatch(
         r"--batch-size 64 takes about 0\.0 GiB, 0\.0 are available; try --batch-size (\d+)\n", error
     )
     assert found and int(found[1]) % 4 == 0 and 0 < int(found[1]) < 64
-    assert train_eager.main([*flags, "--batch-size", found[1], "--out", str(tmp_path / "one")]) == 0
+    assert command_line([*flags, "--batch-size", found[1], "--out", str(tmp_path / "one")]) == 0
 
     def exhausted(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating: out of memory")
 
     monkeypatch.setattr(memory, "available_gib", lambda: None)
-    monkeypatch.setattr(train_eager.Run, "_warm_up", exhausted)
-    assert train_eager.main([*flags, "--out", str(tmp_path / "three")]) == 6
+    monkeypatch.setattr(drive, "warm_up", exhausted)
+    assert command_line([*flags, "--out", str(tmp_path / "three")]) == 6
     assert capsys.readouterr().err == (
         "--batch-size 64 does not fit in the memory of the cpu; try --batch-size 32\n"
     )

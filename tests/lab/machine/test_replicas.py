@@ -18,24 +18,18 @@ SMOOTH = {"network": "conv3", "activation": "celu"}
 TRAIN = """
 import json, sys
 import numpy as np, tensorflow as tf
-import train_eager
-from lab import options as settings
-from lab.ladder.layers import average_statistics
-options = json.loads(sys.argv[1])
-run = train_eager.Run(settings.change(train_eager.constants(), options))
-losses, source = [], None
+from lab import assemble
+training = assemble.make(assemble.configure(json.loads(sys.argv[1])))
+losses = []
 for epoch in range(1, 5):
-    source = run.pipeline.open(epoch)
-    for step in range(run.steps_per_epoch):
-        run.counters.reset()
-        run.train_steps(source, tf.constant(step), tf.constant(1))
-        losses.append(run.counters.fetch()[0])
-before = {v.path: np.array(tf.convert_to_tensor(v)) for v in run.model.variables if "running" in v.path}
-run.placement.strategy.run(tf.function(average_statistics), (run.model,))
-arrays = {v.path: np.array(tf.convert_to_tensor(v)) for v in run.model.variables if "seed" not in v.path}
-evaluation = run.evaluate()
-np.savez(sys.argv[2], losses=losses, evaluation=evaluation, **arrays)
-print(run.placement.replicas)
+    batches = training.batches.open(epoch)
+    for step in range(training.steps_per_epoch):
+        training.train_steps(batches, tf.constant(1))
+        losses.append(training.fetch()[0])
+network = training.network
+arrays = {f"{n} {v.name}": np.array(tf.convert_to_tensor(v)) for n, v in enumerate(network.variables) if "seed" not in v.path}
+np.savez(sys.argv[2], losses=losses, evaluation=training.evaluate(), **arrays)
+print(training.replicas)
 """
 
 
@@ -50,7 +44,7 @@ def trained(small_data, tmp_path_factory):
             folder = tmp_path_factory.mktemp("replicas")
             options = {
                 "data": small_data, "out": str(folder / "run"), "device": "cpu", "width": 4, "batch_size": 16,
-                "epochs": 4, "learning_rate": 0.02, "weight_decay": 0.01, "jit": False, "sync_bn": True,
+                "epochs": 4, "learning_rate": 0.02, "weight_decay": 0.01, "jit": False, "ghost_groups": 4,
                 "logical_devices": replicas if replicas > 1 else 0, **changes,
             }  # fmt: skip
             command = [sys.executable, "-c", TRAIN, json.dumps(options), str(folder / "end.npz")]
@@ -82,8 +76,8 @@ def test_davidnets_first_steps_and_its_later_losses_are_one_replicas(trained, re
     np.testing.assert_allclose(several, one, rtol=1e-2)
 
 
-def test_without_sync_bn_each_replica_normalises_its_own_images(trained):
-    one, two = trained(1), trained(2, sync_bn=False)
+def test_without_ghost_groups_each_replica_normalises_its_own_images(trained):
+    one, two = trained(1, ghost_groups=0), trained(2, ghost_groups=0)
     assert np.abs(two["losses"] / one["losses"] - 1).max() > 1e-3
     assert np.isfinite(two["losses"]).all()
 

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import train_eager
-from lab import options as settings
-from lab.base.errors import UserError
+from lab import assemble, command
+from lab.base.errors import Exit, UserError
 from lab.machine import devices
 from lab.runs import checkpoint
 
@@ -25,11 +24,10 @@ BOUND = 90  # seconds in which a worker has to notice that another is gone
 TRAIN = """
 import json, sys
 import numpy as np
-import train_eager
-from lab import options as settings
-run = train_eager.Run(settings.change(train_eager.constants(), json.loads(sys.argv[1])))
-run.train()
-np.savez(sys.argv[2], *[v.numpy() for v in run.model.variables if "seed" not in v.path])
+from lab import assemble, command
+runs = command.Runs(command.Interrupt())
+runs.train(assemble.configure(json.loads(sys.argv[1])), None)
+np.savez(sys.argv[2], *[np.asarray(v) for v in runs.training.network.variables if "seed" not in v.path])
 """
 
 
@@ -62,7 +60,7 @@ def workers(tmp_path):
 
 def test_two_workers_train_as_one_does_and_the_first_writes(short, tmp_path, workers):
     # Five steps: rounding that decides a tie in a pool grows a thousandfold with each step after it.
-    short |= {"sync_bn": True, "learning_rate": 0.02, "epochs": 1}
+    short |= {"ghost_groups": 2, "learning_rate": 0.02, "epochs": 1}
     short["jit"] = True  # which several replicas do without
     options = [short | {"out": str(tmp_path / f"run{index}")} for index in range(2)]
     ends = [tmp_path / f"end{index}.npz" for index in range(2)]
@@ -73,11 +71,9 @@ def test_two_workers_train_as_one_does_and_the_first_writes(short, tmp_path, wor
     first, second = (list(np.load(end).values()) for end in ends)
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
-    alone = train_eager.Run(
-        settings.change(train_eager.constants(), short | {"out": str(tmp_path / "alone"), "jit": False})
-    )
-    result = alone.train()
-    values = [v.numpy() for v in alone.model.variables if "seed" not in v.path]
+    alone = command.Runs(command.Interrupt())
+    result = alone.train(assemble.configure(short | {"out": str(tmp_path / "alone"), "jit": False}), None)
+    values = [np.asarray(v) for v in alone.training.network.variables if "seed" not in v.path]
     for value, other in zip(values, first, strict=True):
         np.testing.assert_allclose(other, value, atol=2e-3 * np.abs(value).max() + 1e-5)
     written = json.loads((tmp_path / "run0" / "result.json").read_text())
@@ -115,7 +111,7 @@ def test_a_worker_that_is_killed_ends_the_other_with_exit_4(short, tmp_path, wor
     with contextlib.suppress(subprocess.TimeoutExpired):
         survivor.wait(timeout=BOUND)
     error = (tmp_path / f"err{1 - victim}").read_text()
-    assert survivor.returncode == devices.LOST_WORKER, error[-2000:]
+    assert survivor.returncode == Exit.LOST_WORKER, error[-2000:]
     last = error.strip().splitlines()[-1]
     assert "is gone, so this one ends" in last
     assert "Traceback" not in error
@@ -157,15 +153,15 @@ MISSED = "aborted: Error from /job:worker/task:0: unhealthy tasks:\n/job:worker/
 def test_the_worker_that_is_missed_is_named(monkeypatch):
     task = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(task))
-    with pytest.raises(UserError, match=r"^worker 3 is gone") as error, devices.workers_in_sight():
+    with pytest.raises(UserError, match=r"^worker 3 is gone") as error, devices.reports_lost_workers():
         raise tf.errors.UnavailableError(None, None, MISSED)
     assert error.value.exit_code == 4
-    with pytest.raises(UserError, match=r"^another worker is gone"), devices.workers_in_sight():
+    with pytest.raises(UserError, match=r"^another worker is gone"), devices.reports_lost_workers():
         raise tf.errors.AbortedError(None, None, "connection reset")
 
 
 def test_alone_tensorflows_errors_stay_what_they_are(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
-    with pytest.raises(tf.errors.UnavailableError), devices.workers_in_sight():
+    with pytest.raises(tf.errors.UnavailableError), devices.reports_lost_workers():
         raise tf.errors.UnavailableError(None, None, MISSED)

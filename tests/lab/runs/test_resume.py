@@ -1,6 +1,7 @@
 """A run that was stopped, by whatever, goes on to the very same end."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 import faults
-import train_eager
+from lab import command
 from lab.base.errors import UserError
+from lab.drive import Drive
 
 SEED = 20191121
 
@@ -68,7 +70,7 @@ def test_a_signal_saves_and_the_run_goes_on(number, code, pipeline, data, undist
 def stopped(short, **changes):
     """A run that was stopped after the first of two epochs; its hyperparameters."""
     options = short | {"epochs": 3, "stop_after": 1, **changes}
-    train_eager.train(**options)
+    command.train(**options)
     return options
 
 
@@ -81,47 +83,47 @@ def test_what_would_be_another_training_is_refused_by_name(short, tmp_path):
         ({"limit_train": 40}, "--limit-train 0, not 40"),
     ):
         with pytest.raises(UserError, match=word):
-            train_eager.train(resume=short["out"], **changes)
+            command.train(resume=short["out"], **changes)
     arrays = dict(np.load(short["data"]))
     arrays["x_train"][3, 5, 7, 1] ^= 1  # a single bit
     np.savez(other := tmp_path / "other.npz", **arrays)
     with pytest.raises(UserError, match="the images are not those of the run"):
-        train_eager.train(resume=short["out"], data=str(other))
-    with pytest.raises(UserError, match="no whole checkpoint"):
-        train_eager.train(resume=str(tmp_path / "nothing"))
+        command.train(resume=short["out"], data=str(other))
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        command.train(resume=str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="holds a run"):
-        train_eager.train(**short)
+        command.train(**short)
 
 
 def test_data_that_changes_during_a_run_counts_when_it_is_resumed(short, tmp_path, monkeypatch):
-    whole = train_eager.train(**short | {"out": str(tmp_path / "whole"), "stop_after": 1})
+    whole = command.train(**short | {"out": str(tmp_path / "whole"), "stop_after": 1})
     path = tmp_path / "own.npz"
     path.write_bytes(Path(short["data"]).read_bytes())
-    evaluate = train_eager.Run._epoch
+    run = Drive.run
 
-    def spoil(run, *arguments):
+    def spoil(drive, **how):
         arrays = dict(np.load(short["data"]))
         arrays["x_train"][:] = 0
         np.savez(path, **arrays)
-        return evaluate(run, *arguments)
+        return run(drive, **how)
 
     options = short | {"data": str(path), "stop_after": 1}
     with monkeypatch.context() as patch:
-        patch.setattr(train_eager.Run, "_epoch", spoil)
-        found = train_eager.train(**options)
+        patch.setattr(Drive, "run", spoil)
+        found = command.train(**options)
     for name in ("train_loss", "test_loss"):
         assert found["epochs"][0][name] == whole["epochs"][0][name]
     with pytest.raises(UserError, match="the images are not those of the run"):
-        train_eager.train(resume=short["out"])
+        command.train(resume=short["out"])
 
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_taken(short, capsys):
     stopped(short, stop_after=2)
-    newest = max((Path(short["out"]) / "checkpoints").glob("*.index"), key=lambda path: int(path.stem[5:]))
+    newest = max((Path(short["out"]) / "checkpoints").glob("*.npz"), key=lambda path: int(path.stem[5:]))
     newest.write_bytes(newest.read_bytes()[:-7])
-    result = train_eager.train(resume=short["out"], stop_after=0)
+    result = command.train(resume=short["out"], stop_after=0)
     assert "is damaged" in capsys.readouterr().out
-    whole = train_eager.train(**short | {"epochs": 3, "out": short["out"] + "-whole"})
+    whole = command.train(**short | {"epochs": 3, "out": short["out"] + "-whole"})
     losses = [[row["train_loss"] for row in one["epochs"]] for one in (result, whole)]
     assert losses[0] == losses[1] and len(losses[0]) == 3
 
@@ -129,26 +131,24 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_taken(short,
 def test_auto_takes_the_newest_unfinished_run_or_starts_one(short, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = {key: value for key, value in short.items() if key != "out"} | {"epochs": 3}
-    first = train_eager.train(**options, resume="auto")  # there is none
+    first = command.train(**options, resume="auto")  # there is none
     assert len(first["epochs"]) == 3 and first["finished"]
     time.sleep(1.1)  # folders are named by the second
-    train_eager.train(**options, stop_after=1)
+    command.train(**options, stop_after=1)
     results = {folder: json.loads((folder / "result.json").read_text()) for folder in Path("runs").iterdir()}
     (newest,) = [folder for folder, result in results.items() if len(result["epochs"]) == 1]
     (newest / "weights.npz").unlink()  # as if it had been killed before it ended
-    again = train_eager.train(**options, resume="auto")
+    again = command.train(**options, resume="auto")
     assert [row["train_loss"] for row in again["epochs"]] == [row["train_loss"] for row in first["epochs"]]
     assert len(list(Path("runs").iterdir())) == 2
 
 
 def test_another_number_of_replicas_sees_the_same_batches(data, tmp_path):
-    """Sync BN and plain steps: 2 replicas go on from 1's checkpoint to the same weights, to rounding."""
-    flags = ["--sync-bn", "--learning-rate", 0.02]
+    """Plain steps and the same ghost groups: 2 replicas go on from 1's checkpoint to the same weights, to rounding."""
+    flags = ["--ghost-groups", 2, "--learning-rate", 0.02]
     first = tmp_path / "one"
     assert faults.run(faults.command(data, first, *flags, "--stop-after", 2))[0] == 0
     second = tmp_path / "two"
-    import shutil
-
     shutil.copytree(first, second)
     for out, more in ((first, []), (second, ["--logical-devices", 2])):
         code, shown, error = faults.run(faults.resume_command(out, "--stop-after", 3, *more))

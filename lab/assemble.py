@@ -1,0 +1,181 @@
+"""From hyperparameters to a training: the core's, with the ingredients that the recipe and the machine ask for."""
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import tensorflow as tf
+
+import data
+import train_eager
+from lab import schedules
+from lab.base.errors import UserError, nearest
+from lab.images import load
+from lab.images.load import ImageSet
+from lab.ladder import networks, optimizers, recipes
+from lab.ladder.averaging import WeightAverage
+from lab.machine import devices
+from lab.machine.devices import Placement
+from lab.machine.resident import HostBatches, ResidentBatches
+from lab.options import OF_A_RECIPE, OF_DAVIDNET, Ladder, Machine, Runs, Selection, flag
+from train_eager import Config, Training
+
+
+@dataclass(frozen=True)
+class Options(Ladder, Selection, Machine, Runs, Config):
+    """All hyperparameters: DavidNet's and those of lab/options.py."""
+
+
+NAMES = tuple(item.name for item in fields(Options))
+
+
+def edited() -> dict[str, Any]:
+    """The constants at the top of train_eager.py that somebody has changed: they count like flags."""
+    published, written = recipes.values(recipes.ROOT), Config()
+    changed = {name: getattr(written, name) for name in OF_DAVIDNET if getattr(written, name) != published[name]}
+    share = published["warmup_epochs"] / published["epochs"]
+    if math.isclose(written.warmup_epochs, share * written.epochs):  # it follows EPOCHS
+        changed.pop("warmup_epochs", None)
+    return changed
+
+
+def configure(changes: Mapping[str, Any]) -> Options:
+    """The hyperparameters of a recipe, with edited constants and then `changes`, by name, in its place.
+
+    Raises:
+        UserError: for an unknown name, a value of a wrong type or out of range, or values that do not go together.
+    """
+    for name in changes:
+        if name not in NAMES:
+            raise UserError(f"unknown hyperparameter {name}; {nearest(name, NAMES) or ', '.join(NAMES)}")
+    values = recipes.values(changes.get("recipe", recipes.ROOT))
+    of_recipe = {name: value for name, value in changes.items() if name in OF_A_RECIPE}
+    others = {name: value for name, value in changes.items() if name not in OF_A_RECIPE}
+    return checked(recipes.change(values, edited() | of_recipe) | others)
+
+
+def checked(values: Mapping[str, Any]) -> Options:
+    """These hyperparameters, if each is in range and they go together; else raises UserError."""
+    try:
+        options = Options(**values)
+    except ValueError as error:
+        name, _, why = str(error).partition(" ")
+        raise UserError(f"{flag(name)} {why}") from None
+    if options.knots:
+        schedules.parse(options.knots)
+    groups = options.ghost_groups
+    if groups and options.batch_size % groups:
+        near = max(1, round(options.batch_size / groups)) * groups
+        raise UserError(f"--batch-size {options.batch_size} is not divisible by --ghost-groups {groups}; try {near}")
+    return options
+
+
+class LabTraining(Training):
+    """The core's training, evaluated on the moving average of its weights if the recipe has one."""
+
+    config: Options
+    images: ImageSet
+    placement: Placement
+    average: WeightAverage | None = None
+    whitening_seconds = 0.0
+    evaluation_seconds = 0.0
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it, the network has its averaged weights, if the recipe has them."""
+        return self.average.swapped() if self.average else nullcontext()
+
+    def evaluate(self) -> tuple[float, float]:
+        start = time.perf_counter()
+        with self.averaged():
+            result = super().evaluate()
+        self.evaluation_seconds = time.perf_counter() - start
+        return result
+
+
+def place(options: Options) -> Placement:
+    """The devices to train on. Call it before anything else uses TensorFlow. Raises UserError."""
+    return devices.choose(options.device, tpu=options.tpu, logical_devices=options.logical_devices)
+
+
+def make(options: Options, placement: Placement | None = None, images: ImageSet | None = None) -> LabTraining:
+    """The training of these hyperparameters, its weights at their start.
+
+    Args:
+        placement: see place.
+        images: see load.of.
+
+    Raises:
+        UserError: for missing data or devices, or a batch that does not divide.
+    """
+    placement = placement or place(options)  # before the data: TFRecords start TensorFlow
+    images = images or load.of(options)
+    devices.check_batch(options.batch_size, placement.replicas)
+    devices.check_groups(options.ghost_groups, placement.replicas)
+    try:
+        training = LabTraining(
+            options,
+            strategy=placement.strategy,
+            images=images,
+            network=partial(make_network, fast=is_fast(options, placement)),
+            optimizer=optimizers.make,
+            batches=make_batches(options, placement),
+            xla_on_cpu=True,
+        )
+    except data.UserError as error:
+        raise UserError(str(error)) from None
+    training.placement, training.average = placement, optimizers.average_of(training.optimizer)
+    return training
+
+
+def is_fast(options: Options, placement: Placement) -> bool:
+    """Whether the layers take the forms of lab/machine/kernels.py, made for XLA on a CPU."""
+    alone = placement.kind == "cpu" and placement.replicas == 1
+    if options.operations == "auto":
+        return alone and options.jit and not options.eager
+    return options.operations == "fast"
+
+
+def make_network(options: Options, images: ImageSet, *, fast: bool) -> tf.keras.Model:
+    """The network with its weights at their start, whitening filters fitted to the training images."""
+    network = networks.make(options, len(images.classes), fast=fast)
+    start = time.perf_counter()
+    count = networks.whitening_images(network)
+    if count:
+        mean, std = data.mean_std(images.train_images)
+        networks.fit_whitening(network, data.standardise(images.train_images[:count], mean, std))
+    network.whitening_seconds = time.perf_counter() - start
+    return network
+
+
+def make_batches(options: Options, placement: Placement) -> Any:
+    """What makes the batches: on the device, or with --pipeline host by tf.data."""
+    if options.pipeline == "host":
+        return HostBatches
+    return partial(ResidentBatches, products=placement.kind == "tpu")
+
+
+def restart(training: LabTraining, options: Options) -> None:
+    """Makes it the training of another seed; what is compiled stays."""
+    with training.strategy.scope():
+        fresh = make_network(options, training.images, fast=is_fast(options, training.placement))
+        update, _ = optimizers.make(options, fresh, training.steps_per_epoch)
+        if training.precision == "float16":
+            update = train_eager.LossScale(update, initial_scale=2.0**6)
+        update.build(fresh.trainable_variables)
+    pairs = zip(
+        (*training.network.variables, *training.optimizer.variables),
+        (*fresh.variables, *update.variables),
+        strict=True,
+    )
+    for variable, value in pairs:
+        variable.assign(tf.convert_to_tensor(value))
+    training.config = training.batches.config = options
+
+
+def variables(training: LabTraining) -> list[Any]:
+    """All that training changes, in a fixed order."""
+    return [*training.network.variables, *training.optimizer.variables]

@@ -1,0 +1,379 @@
+"""The for-loop around the core's: header, warm-up, rows, record, checkpoints, signals, result."""
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from lab import assemble
+from lab.assemble import LabTraining, Options
+from lab.base import console
+from lab.base.errors import Exit, UserError
+from lab.ladder import describe, networks, optimizers, recipes, views
+from lab.machine import memory, preflight
+from lab.options import OF_A_RECIPE
+from lab.runs import record
+from lab.runs.checkpoint import Checkpoints, Saved
+from lab.runs.interrupt import Interrupt
+from lab.runs.tensorboard import Board
+from train_eager import Moment
+
+PROFILED_STEPS = 10
+PLACES = ("data", "out", "resume", "checkpoint_dir", "profile")  # here; not for the record
+
+
+@dataclass
+class Progress:
+    """What a run has done, besides its variables; each checkpoint holds it."""
+
+    epoch: int = 1  # of which `step_of_epoch` steps have been made
+    step_of_epoch: int = 0
+    loss_sum: float = 0.0  # over those
+    correct: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    tta_accuracy: float | None = None
+    train_seconds: float = 0.0  # of the epochs in `rows`
+    epoch_seconds: float = 0.0  # of this one
+    total_seconds: float = 0.0
+    evaluation_seconds: float = 0.0  # of the last evaluation
+
+
+class Drive:
+    """One run: a training, its folder and its progress.
+
+    Args:
+        training: its weights at their start.
+        folder: of the results; None for workers but the first.
+        interrupt: notes signals.
+        saved: the checkpoint to go on from, or None.
+    """
+
+    def __init__(
+        self, training: LabTraining, folder: Path | None, interrupt: Interrupt, saved: Saved | None = None
+    ) -> None:
+        self.training, self.folder, self.interrupt, self.saved = training, folder, interrupt, saved
+        self.options: Options = training.config
+        self.data_sha256, self.code = training.images.sha256(), record.code()
+        self.progress, self.compile_seconds = Progress(), 0.0
+        where = self.options.checkpoint_dir or str(folder)
+        self.checkpoints = Checkpoints(where, self.options.keep, assemble.variables(training))
+        if folder and self.options.checkpoint_every:
+            self.checkpoints.check_folder()
+        with tf.device("CPU:0"):
+            self.layers = describe.trace(training.network)
+
+    # ---- the run -------------------------------------------------------------------------------------------
+
+    def run(self, *, compiled: bool) -> dict[str, Any]:
+        """Trains to the end, writes the result after each epoch, and returns it.
+
+        Args:
+            compiled: whether an earlier run has compiled the step.
+        """
+        options, training = self.options, self.training
+        say_header(self)
+        if not compiled:
+            with within_memory(self):
+                self.compile_seconds = warm_up(training)
+            console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now")
+        console.say(f"\n{console.heading()}")
+        if self.saved is not None:
+            self._restore(self.saved)
+        progress = self.progress
+        board = Board(self.folder) if options.tensorboard and self.folder else None
+        last = options.stop_after or options.epochs
+        self.started = time.perf_counter() - progress.total_seconds
+        self.epoch_started = time.perf_counter() - progress.epoch_seconds
+        with (
+            console.EpochBar(last, training.steps_per_epoch * options.batch_size) as bar,
+            profiled(options) as stop,
+        ):
+            for moment in training.run(progress.epoch, progress.step_of_epoch):
+                bar.show(moment.epoch, moment.step * options.batch_size)
+                progress.epoch, progress.step_of_epoch = moment.epoch, moment.step
+                stop(moment)
+                if moment.row is not None:
+                    self._epoch_ended(moment.row)
+                    if board:
+                        board.write(progress.rows[-1])
+                elif moment.step < training.steps_per_epoch:
+                    self._stop_if_asked()
+                if moment.epoch == 1 and moment.step == 4 and moment.row is None:
+                    self._say_how_long(last)
+        return self._finish(last)
+
+    def _epoch_ended(self, row: dict[str, Any]) -> None:
+        """Completes the row of an epoch, prints and records it, and saves what is due."""
+        options, progress, training = self.options, self.progress, self.training
+        # The core's clock began where this process took the epoch up.
+        row["train_seconds"] += progress.epoch_seconds
+        row["learning_rate"] = float(optimizers.schedule_of(options)(row["epoch"]))
+        row["total_seconds"] = time.perf_counter() - self.started
+        self._check_skipped(row["epoch"])
+        progress.rows.append({name: row[name] for name, _, _ in console.COLUMNS})
+        progress.train_seconds += row["train_seconds"]
+        progress.evaluation_seconds = training.evaluation_seconds
+        progress.epoch, progress.step_of_epoch = row["epoch"] + 1, 0
+        progress.epoch_seconds, self.epoch_started = 0.0, time.perf_counter()
+        last = options.stop_after or options.epochs
+        if row["epoch"] == last and options.tta != "none":
+            start = time.perf_counter()
+            with training.averaged():
+                progress.tta_accuracy = views.accuracy(training, options.tta)
+            progress.evaluation_seconds = time.perf_counter() - start
+        console.say(console.row(progress.rows[-1]))
+        if self.folder:
+            record.write_result(self.folder, self.result(finished=False))
+        due = options.checkpoint_every and (row["epoch"] % options.checkpoint_every == 0 or row["epoch"] == last)
+        if due or (self.interrupt.signal and training.placement.workers == 1):
+            self._save()
+        self._stop_if_asked(save=False)
+
+    def _finish(self, last: int) -> dict[str, Any]:
+        """Writes the weights and the result; returns it."""
+        options, training, progress = self.options, self.training, self.progress
+        result = self.result(finished=True)
+        if self.folder:
+            with training.averaged():
+                record.write_weights(self.folder, networks.evaluated_arrays(training.network))
+            record.write_result(self.folder, result)
+        ending = "" if last == options.epochs else f" after {last} of the schedule's {options.epochs} epochs"
+        seen = "" if progress.tta_accuracy is None else f", {progress.tta_accuracy:.4f} over {options.tta} views"
+        console.say(f"\n{set_name(self)} accuracy {result['test_accuracy']:.4f}{seen}{ending}")
+        if training.placement.workers > 1:  # every worker prints it, so that they can be compared
+            console.say(f"weights sha256 {weights_sha256(training)}")
+        if self.folder:
+            console.say(f"wrote {self.folder / 'result.json'}, dawnbench.tsv and weights.npz")
+        return result
+
+    # ---- stopping and going on -----------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Writes a checkpoint of where the run is."""
+        progress = self.progress
+        progress.total_seconds = time.perf_counter() - self.started
+        if self.folder is None:
+            return
+        about = asdict(progress) | {"hyperparameters": asdict(self.options), "data_sha256": self.data_sha256}
+        steps = (progress.epoch - 1) * self.training.steps_per_epoch + progress.step_of_epoch
+        self.checkpoints.save(steps, about)
+
+    def _restore(self, saved: Saved) -> None:
+        """Goes back to a checkpoint and prints its rows."""
+        self.checkpoints.restore(saved)
+        self.progress = Progress(**{name: saved.about[name] for name in Progress.__annotations__})
+        self.training.sums.assign([self.progress.loss_sum, self.progress.correct])
+        for row in self.progress.rows:
+            console.say(console.row(row))
+
+    def _stop_if_asked(self, *, save: bool = True) -> None:
+        """Ends the run if a signal came, with a checkpoint first if `save`."""
+        signal, progress, training = self.interrupt.signal, self.progress, self.training
+        if signal is None:
+            return
+        if save:
+            progress.loss_sum, progress.correct = training.fetch()  # waits for the device
+            progress.epoch_seconds = time.perf_counter() - self.epoch_started
+            if training.placement.workers == 1:  # the others do not know that this one stops
+                self._save()
+        epoch, step = progress.epoch, progress.step_of_epoch
+        if step == 0:
+            epoch, step = epoch - 1, training.steps_per_epoch
+        folder = self.options.checkpoint_dir or self.folder or "the first worker's folder"
+        raise UserError(
+            f"stopped by {signal.name} in epoch {epoch} after step {step} of {training.steps_per_epoch}; go on with "
+            f"--resume {folder}",
+            exit_code=self.interrupt.exit_code,
+        )
+
+    def _check_skipped(self, epoch: int) -> None:
+        """Says how many steps float16 has skipped; ends the run if it skipped them all."""
+        training, steps = self.training, self.training.steps_per_epoch
+        if training.precision != "float16":
+            return
+        made = int(tf.convert_to_tensor(training.optimizer.inner_optimizer.iterations))
+        skipped = epoch * steps - made - sum(row.get("skipped", 0) for row in self.progress.rows)
+        if skipped == steps:
+            raise UserError(
+                f"float16 overflowed in all {steps} steps of epoch {epoch}; try --precision float32",
+                exit_code=Exit.NOT_FINITE,
+            )
+        if skipped:
+            console.say(f"note: float16 overflowed in {skipped} of {steps} steps so far; they were skipped")
+
+    def _say_how_long(self, last: int) -> None:
+        training = self.training
+        step_seconds = (time.perf_counter() - self.epoch_started) / 4
+        total = step_seconds * training.steps_per_epoch * last
+        if training.kind == "CPU" and total > 600:
+            console.say(
+                f"this run will train for about {total / 3600:.1f} hours on this CPU; shorter: --epochs 10, "
+                f"--stop-after 3, or --epochs 1 --limit-train 2048 --limit-test 512"
+            )
+
+    # ---- what it leaves ------------------------------------------------------------------------------------
+
+    def result(self, *, finished: bool) -> dict[str, Any]:
+        """What result.json holds."""
+        training, options, progress, images = self.training, self.options, self.progress, self.training.images
+        accelerators = [device.name for device in tf.config.list_physical_devices() if device.device_type != "CPU"]
+        rows, batches = progress.rows, training.batches
+        return {
+            "recipe": options.recipe,
+            "seed": options.seed,
+            "finished": finished,
+            "hyperparameters": {k: v for k, v in asdict(options).items() if k not in PLACES},
+            "data": {
+                "source": images.source,
+                "sha256": self.data_sha256,
+                "synthetic": images.synthetic,
+                "doubt": images.doubt,
+                "train_images": len(images.train_labels),
+                "test_images": len(images.test_labels),
+                # What a prediction needs besides the weights; mean and deviation on the 0-1 scale.
+                "classes": list(images.classes),
+                "mean": batches.mean.tolist(),
+                "std": batches.std.tolist(),
+            },
+            "code": self.code,
+            "random_stream": record.RANDOM_STREAM,
+            "versions": record.versions(),
+            "hardware": record.hardware(accelerators),
+            "precision": training.precision,
+            "replicas": training.replicas,
+            "epochs": rows,
+            "test_accuracy": rows[-1]["test_accuracy"],
+            "test_accuracy_tta": progress.tta_accuracy,
+            "train_seconds": progress.train_seconds,
+            "total_seconds": rows[-1]["total_seconds"],
+            "compile_seconds": self.compile_seconds,
+            "peak_memory_gib": record.peak_memory_gib(),
+            "airbench_seconds": training.network.whitening_seconds
+            + progress.train_seconds
+            + progress.evaluation_seconds,
+            "images_per_second": len(rows) * training.steps_per_epoch * options.batch_size / progress.train_seconds,
+            "forward_gflop_per_image": 2 * describe.multiply_adds(self.layers) / 1e9,
+        }
+
+
+# ---- before the clocks start -------------------------------------------------------------------------------
+
+
+def warm_up(training: LabTraining) -> float:
+    """Compiles by training one step and evaluating one batch, then undoes the step. Returns the seconds."""
+    start, variables = time.perf_counter(), assemble.variables(training)
+    before = [tf.identity(tf.convert_to_tensor(variable)) for variable in variables]
+    training.train_steps(training.batches.open(0), tf.constant(1))
+    training.test_steps(iter(training.test_batches), tf.constant(1))
+    if training.config.tta != "none":
+        views.warm_up(training, training.config.tta)
+    training.fetch()
+    for variable, value in zip(variables, before, strict=True):
+        variable.assign(value)
+    memory.give_back()
+    return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def within_memory(drive: Drive) -> Iterator[None]:
+    """Turns running out of memory into advice: a batch size that should fit."""
+    options, training = drive.options, drive.training
+    unit = math.lcm(training.replicas, options.ghost_groups or 1)
+    if training.kind == "CPU":
+        number_bytes = 4 if training.precision == "float32" else 2
+        note = memory.check_batch(options.batch_size, number_bytes * describe.outputs(drive.layers), unit)
+        if note:
+            console.say(f"note: {note}")
+    try:
+        yield
+    except tf.errors.OpError as error:
+        said = error.message.lower()  # XLA's may come as another kind of error
+        if "out of memory" not in said and "resource_exhausted" not in said:
+            raise
+        smaller = max(unit, options.batch_size // 2 // unit * unit)
+        raise UserError(
+            f"--batch-size {options.batch_size} does not fit in the memory of the {training.placement.kind}; try "
+            f"--batch-size {smaller}",
+            exit_code=Exit.EXHAUSTED,
+        ) from None
+
+
+@contextlib.contextmanager
+def profiled(options: Options) -> Iterator[Any]:
+    """Within it, TensorFlow's profiler records the first steps; what it gives is to be called at each moment."""
+    running = bool(options.profile)
+    if running:
+        tf.profiler.experimental.start(options.profile)
+
+    def stop(moment: Moment | None = None) -> None:
+        nonlocal running
+        if running and (moment is None or moment.step >= PROFILED_STEPS or moment.row is not None):
+            running = False
+            tf.profiler.experimental.stop()
+            console.say(f"wrote a profile of the first {PROFILED_STEPS} steps to {options.profile}")
+
+    try:
+        yield stop
+    finally:
+        stop()
+
+
+# ---- what it says ------------------------------------------------------------------------------------------
+
+
+def say_header(drive: Drive) -> None:
+    """What is trained on what, and what may be wrong."""
+    training, options, images = drive.training, drive.options, drive.training.images
+    placement, count = training.placement, training.replicas
+    compiles = training.jit or training.kind == "TPU"
+    console.header(
+        {
+            "recipe": f"{options.recipe}, {options.epochs} epochs, batch {options.batch_size}, seed {options.seed}",
+            "data": f"{images.source}: {len(images.train_labels):,} training images, "
+            f"{len(images.test_labels):,} {set_name(drive)} images",
+            "network": f"{networks.NETWORKS[options.network].about}, {networks.parameters(training.network):,} parameters",
+            "changes to davidnet": differences(options) or "none",
+            "device": f"{placement.kind} ({placement.reason}), {count} replica{'s' * (count > 1)}, "
+            f"{training.precision}, {'XLA' if compiles else 'no XLA'}",
+            "versions": ", ".join(f"{name} {version}" for name, version in record.versions().items()),
+            "timed": "train s: training alone; total s: evaluation too; neither loading nor compiling",
+            "results": str(drive.folder or "worker 0 writes them"),
+        }
+    )
+    if images.doubt:
+        console.say(f"note: {images.doubt}: another order, other images, or damage")
+    for finding in preflight.findings(preflight.gather(), placement.kind, jit=training.jit):
+        console.say(f"note: {finding}")
+    if options.jit and count > 1 and training.kind != "TPU":
+        console.say("note: no XLA, which compiles the step for a single replica only")
+
+
+def differences(options: Options) -> str:
+    """What differs from the published davidnet in the network and its training."""
+    published = recipes.values(recipes.ROOT)
+    mine = {name: getattr(options, name) for name in OF_A_RECIPE}
+    changed = recipes.differences(published, mine)
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, (_, value) in changed.items()
+    )
+
+
+def set_name(drive: Drive) -> str:
+    """What the images are called that are tested on."""
+    kind = "validation" if drive.options.holdout else "test"
+    return f"synthetic {kind}" if drive.training.images.synthetic else kind
+
+
+def weights_sha256(training: LabTraining) -> str:
+    """Of the trained weights, in their order."""
+    digest = hashlib.sha256()
+    for weight in training.weights:
+        digest.update(np.asarray(weight).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,124 @@
+"""The core's batches made on the device, inside the compiled step, and mirrored in every second epoch if asked.
+
+The data set lives on the device as bytes; of each batch only its rows of the plan are sent, six numbers an image.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from data import Batches, Images, each_replica, plan
+
+
+class HostBatches(Batches):
+    """The core's batches, with `flip` alternating too.
+
+    A random half of the images, by the seed, is mirrored in the odd epochs and the rest in the even ones, so that any
+    two epochs that follow one another show every image both ways (K. Jordan, arXiv 2404.00498, section 3.6).
+    """
+
+    def open(self, epoch: int, done: int = 0) -> Iterator[Any]:
+        return iter(each_replica(self.strategy, self.rows(epoch)[done:], self.make))
+
+    def rows(self, epoch: int) -> NDArray[np.int32]:
+        """The epoch's plan: int32 (steps, batch_size, 6)."""
+        count = len(self.images.train_labels)
+        rows = plan(self.config, epoch, count)
+        if self.config.flip == "alternating":
+            coins = np.random.default_rng([self.config.seed, 0]).integers(0, 2, count)
+            rows[..., 3] = (coins[rows[..., 0]] + epoch) % 2
+        return rows
+
+
+class ResidentBatches(HostBatches):
+    """The same batches to rounding, made by `decode` from the data set on the device.
+
+    Args:
+        config, images, strategy: see data.Batches.
+        products: choose pixels by take_by_products, for a TPU.
+    """
+
+    def __init__(
+        self, config: Any, images: Images, strategy: tf.distribute.Strategy, *, products: bool = False
+    ) -> None:
+        self.products = products
+        super().__init__(config, images, strategy)
+
+    def prepare(self) -> None:
+        """Brings images and labels to the device: unpadded, an image as a row of bytes.
+
+        A TPU would bring a data set of four dimensions into another order at every step; and there whatever a step uses
+        besides variables is an input, to be brought there for every step.
+        """
+        pixels = self.images.train_images.reshape(len(self.images.train_images), -1)
+        if isinstance(self.strategy, tf.distribute.TPUStrategy):
+            self.pixels = tf.Variable(pixels, trainable=False)
+            self.labels = tf.Variable(self.images.train_labels, trainable=False)
+        else:
+            self.pixels, self.labels = tf.constant(pixels), tf.constant(self.images.train_labels)
+
+    def open(self, epoch: int, done: int = 0) -> Iterator[Any]:
+        return iter(each_replica(self.strategy, self.rows(epoch)[done:], lambda rows: (rows,)))
+
+    def decode(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.make(rows)
+
+    def make(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        number, top, left, mirrored, cut_top, cut_left = tf.unstack(rows, axis=1)
+        height, width, channels = self.images.train_images.shape[1:]
+        pixels = tf.gather(tf.convert_to_tensor(self.pixels), number)
+        pixels = tf.reshape(pixels, [-1, height, width, channels])
+        lines = reflected(top[:, None] - self.config.pad + tf.range(height), height)  # (b, H)
+        columns = reflected(left[:, None] - self.config.pad + tf.range(width), width)  # (b, W)
+        columns = tf.where(mirrored[:, None] > 0, columns[:, ::-1], columns)
+        pixels = (take_by_products if self.products else take)(pixels, lines, columns)
+        # Constants of an image's shape, since TensorFlow is slow to spread three values over the channels.
+        scale, offset = (
+            np.broadcast_to(value.astype(np.float32), [height, width, channels])
+            for value in (1 / (255 * self.std), self.mean / self.std)
+        )
+        images = tf.cast(pixels, tf.float32) * scale - offset
+        images = cut_out_lines(images, cut_top, cut_left, self.config.cutout)
+        return images, tf.gather(tf.convert_to_tensor(self.labels), number)
+
+
+def reflected(index: tf.Tensor, side: int) -> tf.Tensor:
+    """Where a pixel of a reflect-padded image comes from: -1 is 1, and `side` is side - 2."""
+    return (side - 1) - tf.abs((side - 1) - tf.abs(index))
+
+
+def take(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """The pixels of these rows (N, H') and columns (N, W') of images (N, H, W, C): (N, H', W', C), any dtype."""
+    height, width, channels = images.shape[1:]
+    lines = tf.range(tf.shape(images)[0])[:, None] * height + rows  # (N, H')
+    return tf.gather(tf.reshape(images, [-1, channels]), lines[:, :, None] * width + columns[:, None, :])
+
+
+def take_by_products(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """The same as products with matrices of zeros and ones: uint8 (N, H, W, C) -> bfloat16, the same shape.
+
+    Each value is a sum of one pixel and zeros, and bfloat16 has every whole number up to 256, so it is exact.
+    A TPU, which gathers pixel by pixel, has its fast unit for it.
+    """
+    height, width, channels = images.shape[1:]
+    # A line is the values of all channels of its pixels, one after another.
+    values = columns[:, :, None] * channels + tf.range(channels)  # (N, W, C)
+    row_of = tf.one_hot(rows, height, dtype=tf.bfloat16)  # (N, H, H)
+    column_of = tf.one_hot(tf.reshape(values, [-1, width * channels]), width * channels, dtype=tf.bfloat16)
+    lines = tf.cast(tf.reshape(images, [-1, height, width * channels]), tf.bfloat16)
+    chosen = tf.matmul(tf.matmul(row_of, lines), column_of, transpose_b=True)  # (N, H, W * C)
+    return tf.reshape(chosen, [-1, height, width, channels])
+
+
+def cut_out_lines(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, size: int) -> tf.Tensor:
+    """data.cut_out, with all values of a line at once: TensorFlow is slow to spread a mask over three channels."""
+    height, width, channels = images.shape[1:]
+    rows, columns = tf.range(height), tf.repeat(tf.range(width), channels)
+    in_rows = (rows >= top[:, None]) & (rows < top[:, None] + size)  # (N, H)
+    in_columns = (columns >= left[:, None]) & (columns < left[:, None] + size)  # (N, W * C)
+    lines = tf.reshape(images, [-1, height, width * channels])
+    square = in_rows[:, :, None] & in_columns[:, None, :]
+    return tf.reshape(tf.where(square, tf.zeros_like(lines), lines), [-1, height, width, channels])

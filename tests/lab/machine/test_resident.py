@@ -1,0 +1,93 @@
+"""Batches made on the device are the core's, and NumPy's."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import data
+from lab.machine.resident import HostBatches, ResidentBatches, reflected, take, take_by_products
+
+COUNT, BATCH = 40, 8
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = np.random.default_rng(3)
+    pixels = generator.integers(0, 256, (COUNT, 32, 32, 3)).astype(np.uint8)
+    labels = generator.integers(0, 10, COUNT).astype(np.int32)
+    return data.Images(pixels, labels, pixels[:7], labels[:7], tuple("abcdefghij"))
+
+
+def config(**changes):
+    return SimpleNamespace(**{"batch_size": BATCH, "pad": 4, "flip": "random", "cutout": 8, "seed": 5} | changes)
+
+
+def one_device():
+    return tf.distribute.OneDeviceStrategy("/cpu:0")
+
+
+def by_numpy(images, row, pad, cutout, mirror):
+    """One image by hand, float64: pad, crop, mirror, standardise, cut out."""
+    number, top, left, _, cut_top, cut_left = row
+    pixels = images.train_images / 255.0
+    mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+    padded = np.pad(pixels[number], ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    window = padded[top : top + 32, left : left + 32]
+    result = ((window[:, ::-1] if mirror else window) - mean) / std
+    result[cut_top : cut_top + cutout, cut_left : cut_left + cutout] = 0.0
+    return result
+
+
+@pytest.mark.parametrize("changes", [{}, {"flip": "none", "pad": 0, "cutout": 0}, {"flip": "alternating", "pad": 7}])
+@pytest.mark.parametrize("products", [False, True])
+def test_a_batch_is_what_numpy_makes_of_the_plan(images, changes, products):
+    settings = config(**changes)
+    batches = ResidentBatches(settings, images, one_device(), products=products)
+    for rows, (sent,) in zip(batches.rows(2), batches.open(2), strict=True):
+        np.testing.assert_array_equal(sent, rows)
+        made, labels = batches.decode(sent)
+        np.testing.assert_array_equal(labels, images.train_labels[rows[:, 0]])
+        for image, row in zip(made.numpy(), rows, strict=True):
+            expected = by_numpy(images, row, settings.pad, settings.cutout, row[3])
+            np.testing.assert_allclose(image, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("flip", ["random", "alternating"])
+def test_host_and_device_make_the_same_batches(images, flip):
+    host = HostBatches(config(flip=flip), images, one_device())
+    device = ResidentBatches(config(flip=flip), images, one_device())
+    compiled = tf.function(device.decode, jit_compile=True)
+    steps = 0
+    for (pixels, labels), (rows,) in zip(host.open(3, 1), device.open(3, 1), strict=True):
+        other_pixels, other_labels = compiled(rows)
+        np.testing.assert_allclose(other_pixels, pixels, atol=3e-7)
+        np.testing.assert_array_equal(other_labels, labels)
+        steps += 1
+    assert steps == COUNT // BATCH - 1
+
+
+def test_alternating_flips_show_every_image_both_ways_in_two_epochs(images):
+    batches = HostBatches(config(flip="alternating", batch_size=COUNT), images, one_device())
+    mirrored = np.empty([5, COUNT], int)
+    for epoch in range(1, 5):
+        rows = batches.rows(epoch)[0]
+        mirrored[epoch, rows[:, 0]] = rows[:, 3]
+    assert (mirrored[1] + mirrored[2] == 1).all() and (mirrored[1] == mirrored[3]).all()
+    assert 8 < mirrored[1].sum() < 32  # a half: of 40 coins, 4 deviations either way
+
+
+def test_reflection_by_index_is_numpys_padding():
+    padded = np.pad(np.arange(32), 9, mode="reflect")
+    np.testing.assert_array_equal(reflected(tf.range(-9, 41), 32), padded)
+
+
+def test_products_with_matrices_choose_the_same_pixels():
+    generator = np.random.default_rng(1)
+    images = generator.integers(0, 256, (3, 8, 6, 3)).astype(np.uint8)
+    rows, columns = generator.integers(0, 8, (3, 8)), generator.integers(0, 6, (3, 6))
+    expected = np.stack([image[r][:, c] for image, r, c in zip(images, rows, columns, strict=True)])
+    rows, columns = tf.constant(rows, tf.int32), tf.constant(columns, tf.int32)
+    np.testing.assert_array_equal(take(tf.constant(images), rows, columns), expected)
+    np.testing.assert_array_equal(tf.cast(take_by_products(tf.constant(images), rows, columns), tf.int32), expected)
