@@ -41,7 +41,7 @@ SMALL = 8  # points
 DPI = 150  # pixels an inch
 MANY = 10  # runs beyond which the legend counts them, and epochs beyond which they are not marked
 NARROWEST, WIDEST = 5.5, 13.0  # inches of a confusion matrix: its title fits, 2,000 pixels hold it
-LABELS = 40  # classes of which each is named at its axes
+COUNTED, LABELS = 30, 40  # classes up to which its cells hold numbers, and each class is named at its axes
 LONGEST = 24  # letters of a class there
 
 
@@ -245,15 +245,14 @@ def confusion_matrix(of_run: Predictions, about: str) -> Any:
     """
     counts = np.array(of_run.confusion)
     count, mistakes = len(counts), counts * (1 - np.eye(len(counts), dtype=int))
-    wanted = 0.62 * count + 2.2  # with room for a number in each cell
-    width = min(max(wanted, NARROWEST), WIDEST)
+    width = min(max(0.62 * count + 2.2, NARROWEST), WIDEST)
     figure = new_figure(width, min(0.52 * count + 1.6, 0.84 * WIDEST))
     axes = figure.add_subplot()
     top = max(int(mistakes.max()), 1)
     picture = axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=top)
     for row in range(count):
         axes.add_patch(_grey_square(row))
-    if wanted <= WIDEST:
+    if count <= COUNTED:
         _write_counts(axes, counts, top)
     step = -(-count // LABELS)
     classes = [name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..." for name in of_run.classes]
@@ -264,7 +263,7 @@ def confusion_matrix(of_run: Predictions, about: str) -> Any:
     right = int(np.trace(counts))
     share = right / max(int(counts.sum()), 1)
     text = f"{about}: {right:,} of {counts.sum():,} right ({share:.2%})"
-    axes.set_title(textwrap.fill(text, int(11 * width)), fontsize=10, parse_math=False)
+    figure.suptitle(textwrap.fill(text, int(11 * width)), fontsize=10, parse_math=False)
     figure.colorbar(picture, label="mistakes (images)", shrink=0.8)
     return figure
 

@@ -186,19 +186,20 @@ def read(predictions, tmp_path):
 
 
 def test_the_confusion_matrix_shows_the_counts(read):
-    axes = figures.confusion_matrix(read, "speedrun, seed 4, six views").axes[0]
+    figure = figures.confusion_matrix(read, "speedrun, seed 4, six views")
+    axes = figure.axes[0]
     shown = {text.get_position(): text.get_text() for text in axes.texts}
     assert shown == {
         (0, 0): "7", (1, 0): "", (2, 0): "2",
         (0, 1): "1", (1, 1): "9", (2, 1): "",
         (0, 2): "", (1, 2): "", (2, 2): "4",
     }  # fmt: skip
-    assert axes.get_title() == "speedrun, seed 4, six views: 20 of 23 right (86.96%)"
+    assert figure.get_suptitle() == "speedrun, seed 4, six views: 20 of 23 right (86.96%)"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "$b_", "c"]
     np.testing.assert_array_equal(axes.images[0].get_array(), [[0, 0, 2], [1, 0, 0], [0, 0, 0]])
 
 
-@pytest.mark.parametrize("count", [2, 10, 17, 18, 100])
+@pytest.mark.parametrize("count", [2, 10, 30, 31, 100])
 def test_the_confusion_matrix_of_any_number_of_classes_has_a_bounded_size(count, tmp_path):
     counts = tuple(tuple(9 * (i == j) + 1 for j in range(count)) for i in range(count))
     classes = tuple(f"class {index} of a name with many letters" for index in range(count))
@@ -208,7 +209,7 @@ def test_the_confusion_matrix_of_any_number_of_classes_has_a_bounded_size(count,
     assert 400 < width <= 2_000 and 300 < height <= 2_000
     named = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert named[0] == "class 0 of a name wit..." and len(named) == (count if count <= 40 else 34)
-    assert len(figure.axes[0].texts) == (count**2 if count <= 17 else 0)
+    assert len(figure.axes[0].texts) == (count**2 if count <= 30 else 0)
 
 
 def test_mistakes_show_image_classes_and_probability(read):
