@@ -1,0 +1,172 @@
+"""That each hyperparameter reaches what it is about, and that the published constants of the networks are theirs."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import data
+
+assemble = pytest.importorskip("lab.assemble")
+
+from lab.ladder import layers, networks, recipes  # noqa: E402
+from lab.ladder.layers import Style  # noqa: E402
+
+STYLE = {
+    "seed": 7, "dropout": 0.25, "pool_first": True, "activation": "celu", "celu_alpha": 0.5, "ghost_groups": 4,
+    "frozen_scales": True,
+}  # fmt: skip
+# What a Style has besides is not the user's: the machine's form of the layers, and what belongs to a network.
+OWN = {"fast", "random_scales", "bn_epsilon", "bn_keeps"}
+
+
+@pytest.fixture(scope="module")
+def few(small_data):
+    """Hyperparameters of a training that takes seconds."""
+    return {"data": small_data, "device": "cpu", "width": 4, "batch_size": 16, "epochs": 1, "jit": False}
+
+
+def style(**changes):
+    return networks.style_of(assemble.configure(changes), fast=False)
+
+
+def network(**changes):
+    return networks.make(assemble.configure({"width": 4, **changes}), 10, fast=False)
+
+
+def layers_of(net, kind):
+    return [layer for layer in net._flatten_layers() if isinstance(layer, kind)]
+
+
+# ---- from a hyperparameter to the layers -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STYLE)
+def test_a_hyperparameter_of_the_layers_reaches_their_style(name):
+    beside = {"activation": "celu"} if name == "celu_alpha" else {}
+    assert getattr(style(**beside, **{name: STYLE[name]}), name) == STYLE[name] != getattr(Style(), name)
+
+
+def test_every_field_of_the_style_is_a_hyperparameter_or_a_networks_own():
+    assert {field.name for field in fields(Style)} == set(STYLE) | OWN
+
+
+def test_the_style_reaches_every_layer_of_the_network():
+    changes = {**STYLE, "batch_size": 512}
+    net = network(**changes)
+    blocks, norms = layers_of(net, networks.ConvBN), layers_of(net, layers.BatchNorm)
+    acts = layers_of(net, layers.Activation)
+    assert len(blocks) == len(norms) == 8 and len(acts) >= 8
+    assert all(block.pool_first for block in blocks)
+    assert all(block.dropout.rate == 0.25 for block in blocks)
+    assert {(act.kind, act.alpha) for act in acts} == {("celu", 0.5)}
+    assert {norm.style.ghost_groups for norm in norms} == {4}
+    assert not [w for w in net.trainable_variables if w.path.endswith("/scale")]
+
+
+def test_the_logit_scale_reaches_the_logits_and_the_whitening_the_network():
+    images = np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32)
+    for beside in ({}, {"network": "plain"}):
+        half, eighth = (network(logit_scale=scale, **beside)(images) for scale in (0.5, 0.125))
+        np.testing.assert_allclose(half, 4 * eighth.numpy(), rtol=1e-5)
+    whitened = network(whiten=True, logit_scale=0.5)
+    assert whitened.head.logit_scale == 0.5
+    found = (whitened.whiten.size, whitened.whiten.epsilon, whitened.whiten.images)
+    assert found == (3, 1e-2, 10_000)  # post 8
+
+
+def test_a_rows_loss_and_accuracy_are_those_of_the_smoothed_loss_over_the_images_seen(few):
+    """At a rate of 0 the weights stay, so an epoch's sums can be made again, batch by batch."""
+    plain = {"learning_rate": 0.0, "pad": 0, "cutout": 0, "flip": "none"}
+    training = assemble.make(assemble.configure({**few, **plain, "label_smoothing": 0.25, "logit_scale": 0.5}))
+    row = [moment.row for moment in training.run()][-1]
+    pixels = training.images.train_images / 255
+    images = (pixels - pixels.mean((0, 1, 2))) / pixels.std((0, 1, 2))
+    losses, hits = [], []
+    for numbers in data.plan(training.config, 1, 80)[..., 0]:
+        logits = training.network(tf.constant(images[numbers], tf.float32), training=True).numpy()
+        labels = training.images.train_labels[numbers]
+        logs = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum(1, keepdims=True))
+        losses += list(-0.75 * logs[np.arange(len(labels)), labels] - 0.25 * logs.mean(1))
+        hits += list(logits.argmax(1) == labels)
+    assert row["train_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert row["train_accuracy"] == pytest.approx(np.mean(hits))
+
+
+# ---- networks in NumPy -------------------------------------------------------------------------------------
+
+
+def conv(images, kernel, padding):
+    size = kernel.shape[0]
+    images = np.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), (1, 2))
+    return np.einsum("nhwcij,ijck->nhwk", windows, kernel.astype(np.float64))
+
+
+def pool(images, size):
+    n, height, width, channels = images.shape
+    rows, columns = height // size, width // size
+    images = images[:, : rows * size, : columns * size]
+    return images.reshape(n, rows, size, columns, size, channels).max((2, 4))
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def speednet(net, images):
+    """airbench94_muon.py's CifarNet in training: whiten, GELU, three ConvGroups, max-pool 3, head over its inputs."""
+    x = gelu(conv(images, net.whiten.kernel.numpy(), 0) + net.whiten.bias.numpy())
+    for group in (net.group1, net.group2, net.group3):
+        for block, pooled in ((group.first, True), (group.second, False)):
+            x = conv(x, block.conv.kernel.numpy(), 1)
+            x = pool(x, 2) if pooled else x
+            normal = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-12)
+            x = gelu(normal + block.norm.shift.numpy())
+    features = pool(x, 3)[:, 0, 0]
+    return features @ net.head.kernel.numpy() / features.shape[1]
+
+
+def test_the_speedruns_network_is_airbench94s():
+    net = network(recipe="speedrun")
+    images = np.random.default_rng(0).standard_normal((6, 32, 32, 3))
+    networks.fit_whitening(net, images.astype(np.float32))
+    net.whiten.bias.assign(np.random.default_rng(1).standard_normal(24))
+    expected = speednet(net, images)
+    logits = net(tf.constant(images, tf.float32), training=True)
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+    first = gelu(conv(images, net.whiten.kernel.numpy(), 0) + net.whiten.bias.numpy())
+    moments = pool(conv(first, net.group1.first.conv.kernel.numpy(), 1), 2).mean((0, 1, 2))
+    np.testing.assert_allclose(net.group1.first.norm.running_mean, 0.4 * moments, rtol=1e-3, atol=1e-5)
+    assert (net.whiten.epsilon, net.whiten.images) == (5e-4, 5_000)
+
+
+def test_the_speedruns_constants_are_airbench94s():
+    published = {  # airbench94_muon.py
+        "epochs": 8, "batch_size": 2000, "learning_rate": 0.24, "momentum": 0.85, "filter_momentum": 0.6,
+        "bias_rate": 0.053, "head_rate": 0.67, "weight_decay": 2e-6, "label_smoothing": 0.2, "pad": 2,
+        "whiten_bias_epochs": 3.0,
+    }  # fmt: skip
+    configured = assemble.configure({"recipe": "speedrun"})
+    assert {name: getattr(configured, name) for name in published} == published
+    values = recipes.values("speedrun")
+    assert {name: values[name] for name in published} == published
+
+
+@pytest.mark.parametrize("name", ["dawn", "shortcuts", "conv1", "conv3", "maxpool", "globalpool"])
+def test_the_networks_before_davidnet_start_with_random_scales(name):
+    net = network(network=name, width=16)
+    scales = [w.numpy() for w in net.trainable_variables if w.path.endswith("/scale")]
+    assert scales and all(s.min() >= 0 and s.max() <= 1 and s.std() > 0.1 for s in scales)
+
+
+def test_pooling_first_pools_between_convolution_and_batch_norm():
+    images = np.random.default_rng(2).standard_normal((4, 8, 8, 3)).astype(np.float32)
+    for first in (False, True):
+        block = networks.ConvBN(5, layers.Uniform(0, 0), Style(pool_first=first), pool=True)
+        x = block(tf.constant(images), training=True)
+        hidden = conv(images, block.conv.kernel.numpy(), 1)
+        hidden = pool(hidden, 2) if first else hidden
+        normal = np.maximum((hidden - hidden.mean((0, 1, 2))) / np.sqrt(hidden.var((0, 1, 2)) + 1e-5), 0)
+        np.testing.assert_allclose(x, normal if first else pool(normal, 2), atol=1e-4)
