@@ -1,8 +1,9 @@
-"""A network as a table and as a diagram, both read off the model by running it once.
+"""A network as a table and as a diagram, both read off the graph of its forward pass.
 
-Nothing here knows the networks: `trace` watches the layers as they are called.
+Nothing here knows the networks: each layer is watched while the graph is made, for the operations that are its own.
 """
 
+import contextlib
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -24,6 +25,9 @@ COLOURS = {  # of a box, by what the layer does
     "Add": "#ffffff",
     "Head": "#dddddd",
 }
+# Operations that a network does itself, outside any layer without layers of its own, and what they are here.
+OPERATIONS = {"AddV2": "Add", "Max": "GlobalPool", "Relu": "Activation"}
+KERAS = {"Dense": "Head", "Conv2D": "Conv", "MaxPooling2D": "MaxPool"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Row:
         detail: the window and stride of a convolution, the size of a pool, the kind of an activation.
         shape: of its output for one image.
         parameters: numbers that are trained.
-        frozen: other numbers it holds, running averages included.
+        frozen: other numbers it holds, running statistics included.
         multiply_adds: for one image, of products with weights only.
         inputs: indices of the rows whose outputs it takes; -1 for the images.
     """
@@ -51,43 +55,65 @@ class Row:
     inputs: tuple[int, ...]
 
 
-def trace(model: tf.keras.Model, side: int = 32) -> list[Row]:
-    """The layers of a network in the order in which they are called for an image (side, side, 3).
+def trace(network: tf.keras.Model, side: int = 32) -> list[Row]:
+    """The layers of a network in the order in which they are called for an image (side, side, 3), each once.
 
     Dropout layers, which do nothing then, are left out.
     """
-    names = {id(layer): name for name, layer in leaves(model)}
-    images = tf.zeros([1, side, side, 3])
-    made: dict[int, int] = {id(images): -1}  # a tensor's row
+    graph, layer_of = _graph(network, side)
+    places = {id(layer): place for place, layer in leaves(network)}
+    row_of = {graph.inputs[0].name: -1}  # by tensor; those that do not depend on the images have none
+    numbers: dict[Any, int] = {}  # a row's, by layer, or by operation where it stands in none
     rows: list[Row] = []
-    kept = [images]  # tensors must live, or an id would be used again
-    call = tf.keras.layers.Layer.__call__
-
-    def watched(layer: Any, *arguments: Any, **options: Any) -> Any:
-        output = call(layer, *arguments, **options)
-        if id(layer) not in names:
-            return output
-        kept.append(output)
-        inputs = [argument for argument in arguments if tf.is_tensor(argument)]
-        sources = tuple(made.get(id(argument), -2) for argument in inputs)
-        if isinstance(layer, tf.keras.layers.Dropout):
-            made[id(output)] = sources[0]
-            return output
-        made[id(output)] = len(rows)
-        rows.append(_row(names[id(layer)], layer, output, sources))
-        return output
-
-    with mock.patch.object(tf.keras.layers.Layer, "__call__", watched):
-        model(images)
+    for operation in graph.get_operations():
+        sources = [row_of[tensor.name] for tensor in operation.inputs if tensor.name in row_of]
+        if not sources:
+            continue
+        layer, row = layer_of.get(operation.name), sources[0]
+        if layer is not None or operation.type in OPERATIONS:  # else a cast or a scale, without a row of its own
+            row = numbers.setdefault(id(layer) if layer is not None else operation.name, len(rows))
+            inputs = rows[row].inputs if row < len(rows) else ()
+            inputs += tuple(source for source in dict.fromkeys(sources) if source not in (*inputs, row))
+            shape = tuple(operation.outputs[0].shape[1:])  # in the end, of the layer's last operation
+            kind = OPERATIONS.get(operation.type, "")
+            made = Row(kind.lower(), kind, "", shape, 0, 0, 0, inputs)
+            rows[row:] = [made if layer is None else _row(places[id(layer)], layer, shape, inputs), *rows[row + 1 :]]
+        row_of |= {tensor.name: row for tensor in operation.outputs}
     return rows
 
 
-def _row(name: str, layer: Any, output: tf.Tensor, inputs: tuple[int, ...]) -> Row:
-    kernel, shape = getattr(layer, "kernel", None), tuple(output.shape[1:])
+def _graph(network: tf.keras.Model, side: int) -> tuple[tf.Graph, dict[str, Any]]:
+    """The graph of a forward pass in plain forms, and the innermost layer of each operation, by its name."""
+    layer_of = {}
+
+    def noting(layer: Any) -> Any:
+        call = layer.call
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            graph = tf.compat.v1.get_default_graph()
+            before = len(graph.get_operations())
+            output = call(*arguments, **options)
+            layer_of.update({operation.name: layer for operation in graph.get_operations()[before:]})
+            return output
+
+        return noted
+
+    with contextlib.ExitStack() as changes:  # of these layers only, and undone here
+        for _, layer in leaves(network):
+            changes.enter_context(mock.patch.object(layer, "call", noting(layer)))
+            if getattr(layer, "fast", False):
+                changes.enter_context(mock.patch.object(layer, "fast", False))
+        images = tf.TensorSpec([1, side, side, 3], tf.float32)
+        graph = tf.function(lambda images: network(images)).get_concrete_function(images).graph
+    return graph, layer_of
+
+
+def _row(place: str, layer: Any, shape: tuple[int, ...], inputs: tuple[int, ...]) -> Row:
+    kernel, kind = getattr(layer, "kernel", None), type(layer).__name__
     pixels = int(np.prod(shape[:-1]))  # () for a vector: 1
     return Row(
-        name=name,
-        kind=type(layer).__name__,
+        name=place,
+        kind=KERAS.get(kind, kind),
         detail=_detail(layer),
         shape=shape,
         parameters=sum(int(np.prod(weight.shape)) for weight in layer.trainable_variables),
