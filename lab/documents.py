@@ -1,58 +1,79 @@
-"""The README's tables and plot that come from records/: `python -m lab.report.report --records` writes them.
+"""The tables and figures of README.md and docs/ that come from records/.
 
-A table stands in README.md between `<!-- records: NAME -->` and `<!-- end -->`; what is between is made here.
+    python -m lab documents            # makes them again
+    python -m lab documents --check    # exits with 1 if one is not what the records say
+
+A table stands between `<!-- records: NAME -->` and `<!-- end -->`, in whichever document has the mark. A figure is
+made of a recipe's records. Drawing needs matplotlib, checking does not; nothing here needs TensorFlow.
 """
 
 import hashlib
-import io
 import json
 import re
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.base.errors import UserError
+from lab.base.errors import Exit, Parser, UserError, exits_with_one_line
+from lab.base.files import write_whole
 from lab.bench import tables as benchtables
 from lab.ladder import recipes
 from lab.ladder.recipes import RECIPES, Recipe
-from lab.options import Settings
-from lab.report import tables
-from lab.runs import record, results
+from lab.report import figures, groups, tables
+from lab.report.tables import Table
+from lab.runs import results
 from lab.runs.results import Run
 from lab.tpu import table as tputables
 
-README, PLOT, RECORDS = "README.md", "figures/learning-curves.svg", "records"
-MADE = (README, PLOT)
-FIRST = (recipes.ROOT, "speedrun")  # the recipes at the README's top, measured or not
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS, FIGURES = "records", "figures"
+FIRST = (recipes.ROOT, "speedrun")  # the recipes of the README's table, measured or not; each has a figure
 SOURCES = {  # what a recipe's source mentions, and where it is
     "cifar10-fast": "https://github.com/davidcpage/cifar10-fast",
     "cifar10-airbench": "https://github.com/KellerJordan/cifar10-airbench",
 }
 BLOCK = re.compile(r"(<!-- records: ([a-z -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 MANY_SEEDS = 10  # beyond which they are not listed
-COLOURS = 10  # of Matplotlib's cycle
+
+Runs = dict[str, list[Run]]  # by recipe
 
 
 def stale(root: Path) -> list[str]:
-    """Which of `MADE` are not what records/ say. The plot is if other numbers were drawn.
+    """The files that are not what the records say. A figure is not if other numbers were drawn.
 
-    Raises UserError if a record or the README cannot be read, or a table's marks are missing.
+    Raises UserError if a record or a document cannot be read, or the mark of a table is missing or there twice.
     """
-    text, runs = _read(root / README), _of_recipes(root / RECORDS)
-    found = [] if _filled(text, root, runs) == text else [README]
-    plot = root / PLOT
-    if not plot.exists() or _digest(runs) not in _read(plot):
-        found.append(PLOT)
-    return found
+    runs = of_recipes(root / RECORDS)
+    names = [name for name, (before, after) in _documents(root, runs).items() if before != after]
+    for name, members in _drawn(runs):
+        if not (root / name).exists() or _digest(members) not in _read(root / name):
+            names.append(name)
+    return names
 
 
-def write(root: Path) -> None:
-    """Writes all of `MADE`. Raises UserError as `stale` does, or if Matplotlib is missing."""
-    text, runs = _read(root / README), _of_recipes(root / RECORDS)
-    (root / PLOT).parent.mkdir(exist_ok=True)
-    record.write_whole(root / PLOT, _plot(runs))
-    record.write_whole(root / README, _filled(text, root, runs))
+def write(root: Path) -> list[str]:
+    """Makes all again, and returns the names of the files that changed.
+
+    Raises UserError as `stale` does, or without matplotlib.
+    """
+    runs, changed = of_recipes(root / RECORDS), stale(root)
+    for name, (_, after) in _documents(root, runs).items():
+        if name in changed:
+            write_whole(root / name, after)
+    for name, members in _drawn(runs):
+        if name in changed:
+            (root / name).parent.mkdir(exist_ok=True)
+            write_whole(root / name, figures.as_svg(figures.curves(members), _digest(members)))
+    return changed
+
+
+def of_recipes(folder: Path) -> Runs:
+    """The records of finished runs of unchanged recipes, perhaps stopped early: FIRST, then in the order of RECIPES."""
+    runs = [run for run in results.search(folder) if run.finished and groups.is_unchanged(run)]
+    by_recipe = {name: [run for run in runs if run.recipe == name] for name in (*FIRST, *RECIPES)}
+    return {name: members for name, members in by_recipe.items() if members}
 
 
 def _read(path: Path) -> str:
@@ -62,71 +83,53 @@ def _read(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error}; restore it") from None
 
 
-def _of_recipes(folder: Path) -> dict[str, list[Run]]:
-    """The records of unchanged recipes on real images, perhaps stopped early: FIRST, then in the order of RECIPES."""
-    constants, found = recipes.written_constants(), {}
-    runs = [run for run in results.search(folder) if run.finished and not run.synthetic]
-    for name in dict.fromkeys([*FIRST, *RECIPES]):
-        values = recipes.resolve(name, constants)
-        ours = [run for run in runs if run.recipe == name and not recipes.changed(run, values)]
-        if ours:
-            found[name] = ours
-    return found
+def _documents(root: Path, runs: Runs) -> dict[str, tuple[str, str]]:
+    """Each document's text, as it is and as the records have it."""
+    paths = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    texts = {path.relative_to(root).as_posix(): _read(path) for path in paths}
+    makers = _makers(root / RECORDS, runs)
+    marks = sorted(match[2] for text in texts.values() for match in BLOCK.finditer(text))
+    if marks != sorted(makers):
+        wanted = " and ".join(f"<!-- records: {name} -->" for name in makers)
+        raise UserError(f"README.md and docs/ have tables for {marks}; give {wanted} once, each up to an <!-- end -->")
+
+    def fill(match: re.Match[str]) -> str:
+        return f"{match[1]}{makers[match[2]]()}\n{match[4]}"
+
+    return {name: (text, BLOCK.sub(fill, text)) for name, text in texts.items()}
 
 
-def _filled(text: str, root: Path, runs: dict[str, list[Run]]) -> str:
-    """The README with its tables made anew."""
-
-    def of(name: str, maker: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
-        return lambda: maker(results.load(root / RECORDS / name))
-
-    makers: dict[str, Callable[[], str]] = {
+def _makers(folder: Path, runs: Runs) -> dict[str, Callable[[], str]]:
+    """What makes each table, by its mark's name."""
+    return {
         "recipes": lambda: recipe_table(runs, FIRST),
         "ladder": lambda: ladder_table(runs),
         "learning curve": lambda: curve_table(runs),
-        "bench": of("bench-cpu.json", benchtables.rows_in_markdown),
-        "bench input": of("bench-input-cpu.json", benchtables.rows_in_markdown),
-        "scaling": of("scaling-cpu.json", benchtables.scaling_in_markdown),
-        "tpu": of("tpu-compile.json", davidnet_on_tpus),
-        "tpu recipes": of("tpu-compile.json", lambda report: tputables.epochs(report["programs"])),
+        "bench": lambda: benchtables.rows_in_markdown(results.load(folder / "bench-cpu.json")),
+        "bench speedrun": lambda: benchtables.rows_in_markdown(results.load(folder / "bench-speedrun-cpu.json")),
+        "scaling": lambda: benchtables.scaling_in_markdown(results.load(folder / "scaling-cpu.json")),
+        "tpu": lambda: tputables.table(results.load(folder / "tpu-compile.json")["programs"]),
     }
-    names = [match[2] for match in BLOCK.finditer(text)]
-    if sorted(names) != sorted(makers):
-        wanted = " and ".join(f"<!-- records: {name} -->" for name in makers)
-        raise UserError(
-            f"{README} has tables for {names}; it takes {wanted} once, each up to an <!-- end -->"
-        )
-    return BLOCK.sub(lambda match: f"{match[1]}{makers[match[2]]()}\n{match[4]}", text)
 
 
 # ---- tables ------------------------------------------------------------------------------------------------
 
 
-def recipe_table(runs: dict[str, list[Run]], names: Iterable[str]) -> str:
+def recipe_table(runs: Runs, names: Iterable[str]) -> str:
     """A row for each of these recipes: what is published, and what the full runs on record measure."""
-    constants = recipes.written_constants()
-    lines = ["| recipe | epochs | published | measured here |", "|---|---|---|---|"]
+    rows = []
     for name in names:
-        recipe, values = RECIPES[name], recipes.resolve(name, constants)
-        ours = [run for run in runs.get(name, []) if recipes.is_measurement(run, values)]
-        lines.append(f"| `{name}` | {values.epochs} | {_published(recipe)} | {_measured(ours, values)} |")
-    return "\n".join(lines)
+        values, ours = recipes.values(name), list(filter(groups.is_measurement, runs.get(name, [])))
+        measured = _measured(ours, values["tta"]) if ours else "not measured yet"
+        rows.append((f"`{name}`", str(values["epochs"]), _published(RECIPES[name]), measured))
+    return Table(("recipe", "epochs", "published", "measured here"), rows).as_markdown()
 
 
-def ladder_table(runs: dict[str, list[Run]]) -> str:
+def ladder_table(runs: Runs) -> str:
     """The other recipes of which there are full runs."""
-    constants = recipes.written_constants()
-    measured = [
-        name
-        for name, members in runs.items()
-        if any(recipes.is_measurement(run, recipes.resolve(name, constants)) for run in members)
-    ]
-    return recipe_table(runs, [name for name in measured if name not in FIRST])
-
-
-def davidnet_on_tpus(report: dict[str, Any]) -> str:
-    """The programs of the default recipe in a report of lab/tpu/lower.py."""
-    return tputables.table([row for row in report["programs"] if row["recipe"] == "davidnet"])
+    return recipe_table(
+        runs, [name for name in runs if name not in FIRST and any(map(groups.is_measurement, runs[name]))]
+    )
 
 
 def _published(recipe: Recipe) -> str:
@@ -139,15 +142,11 @@ def _published(recipe: Recipe) -> str:
     return f"{claim.accuracy:.2f} % ({count}one {claim.hardware}; {source})"
 
 
-def _measured(runs: Sequence[Run], values: Settings) -> str:
-    if not runs:
-        return "not measured yet"
+def _measured(runs: Sequence[Run], views: str) -> str:
     digits = 2 if len(runs) == 1 else 3
     shown = f"{_mean([100 * run.accuracy for run in runs], digits)} %"
-    if values.tta != "none":
-        shown += (
-            f" with {values.tta} views ({_mean([100 * run.test_accuracy for run in runs], digits)} % without)"
-        )
+    if views != "none":
+        shown += f" with {views} views ({_mean([100 * run.test_accuracy for run in runs], digits)} % without)"
     machines = "; ".join(dict.fromkeys(tables.machine(run) for run in runs))
     return f"{shown}; n = {len(runs)}, {_seeds(runs)}; {machines}"
 
@@ -169,87 +168,55 @@ def _seeds(runs: Sequence[Run]) -> str:
     return f"seeds {', '.join(map(str, seeds[:-1]))} and {seeds[-1]}"
 
 
-def curve_table(runs: dict[str, list[Run]]) -> str:
+def curve_table(runs: Runs) -> str:
     """DavidNet's training beside the published one, for the epochs of which both are known."""
-    lines = [
-        "| epoch | training loss, published (mean ± σ of 5) | ours | training accuracy, published | ours | n |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for index, (loss, deviation, accuracy) in enumerate(recipes.LEARNING_CURVE):
-        rows = [run.epochs[index] for run in runs.get(recipes.ROOT, []) if len(run.epochs) > index]
-        if rows:
-            losses, shares = [row.train_loss for row in rows], [row.train_accuracy for row in rows]
-            lines.append(
-                f"| {index + 1} | {loss:.3f} ± {deviation:.3f} | {_mean(losses)} | {accuracy:.3f} "
-                f"| {_mean(shares)} | {len(rows)} |"
-            )
-    return "\n".join(lines)
+        ours = [run.epochs[index] for run in runs.get(recipes.ROOT, []) if len(run.epochs) > index]
+        if ours:
+            losses, shares = [epoch.train_loss for epoch in ours], [epoch.train_accuracy for epoch in ours]
+            published = (f"{loss:.3f} ± {deviation:.3f}", f"{accuracy:.3f}")
+            rows.append((str(index + 1), published[0], _mean(losses), published[1], _mean(shares), str(len(ours))))
+    heads = ("epoch", "training loss, published (mean ± σ of 5)", "ours", "training accuracy, published", "ours", "n")
+    return Table(heads, rows).as_markdown()
 
 
-# ---- the plot ----------------------------------------------------------------------------------------------
+# ---- figures -----------------------------------------------------------------------------------------------
 
 
-def _digest(runs: dict[str, list[Run]]) -> str:
-    """Of the numbers that are drawn: the plot's bytes depend on Matplotlib's version too, these do not."""
-    drawn = {
-        name: [
-            [run.seed, [[row.train_loss, row.train_accuracy, row.test_accuracy] for row in run.epochs]]
-            for run in members
+def _drawn(runs: Runs) -> list[tuple[str, list[Run]]]:
+    """The figures and whose curves they show."""
+    return [(f"{FIGURES}/{name}.svg", runs[name]) for name in FIRST if name in runs]
+
+
+def _digest(runs: Sequence[Run]) -> str:
+    """Of the numbers that are drawn: a figure's bytes depend on matplotlib's version too, these do not."""
+    numbers: list[Any] = [
+        [
+            run.recipe,
+            run.seed,
+            run.test_accuracy_tta,
+            [[e.train_loss, e.train_accuracy, e.test_loss, e.test_accuracy] for e in run.epochs],
         ]
-        for name, members in runs.items()
-    }
-    text = json.dumps([drawn, recipes.LEARNING_CURVE])
+        for run in runs
+    ]
+    text = json.dumps([numbers, recipes.LEARNING_CURVE])
     return f"numbers sha256 {hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _plot(runs: dict[str, list[Run]]) -> str:
-    """An SVG: a row of two plots a recipe, training loss and accuracies; DavidNet's published curve behind."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--records draws with Matplotlib; try: pip install matplotlib") from None
-    figure = Figure(figsize=(9, 3.1 * max(1, len(runs))), layout="constrained")
-    grid = figure.subplots(max(1, len(runs)), 2, squeeze=False)
-    for (losses, shares), (name, members) in zip(grid, runs.items(), strict=False):
-        if name == recipes.ROOT:
-            _draw_published(losses, shares)
-        _draw_runs(losses, shares, members)
-        losses.set(title=name, xlabel="epoch", ylabel="training loss")
-        shares.set(title=name, xlabel="epoch", ylabel="accuracy")
-        for axes in (losses, shares):
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize="small")
-    metadata = {"Date": None, "Creator": None, "Description": _digest(runs)}
-    with matplotlib.rc_context({"svg.hashsalt": "davidnet", "svg.fonttype": "none"}):
-        figure.savefig(file := io.StringIO(), format="svg", metadata=metadata)
-    return file.getvalue()
+# ---- the command line --------------------------------------------------------------------------------------
 
 
-def _draw_published(losses: Any, shares: Any) -> None:
-    """The published curve as a broad line on the axes of the losses and of the accuracies."""
-    epochs = range(1, len(recipes.LEARNING_CURVE) + 1)
-    loss, deviation, share = zip(*recipes.LEARNING_CURVE, strict=True)
-    style = {"color": "0.75", "linewidth": 5, "solid_capstyle": "round"}
-    losses.plot(epochs, loss, label="published, mean of 5", **style)
-    losses.errorbar(epochs, loss, deviation, color="0.5", linestyle="none", capsize=3)
-    shares.plot(epochs, share, label="training, published", **style)
-
-
-def _draw_runs(losses: Any, shares: Any, runs: Sequence[Run]) -> None:
-    """A colour a run; the legend names a few seeds, or counts many."""
-    few = len(runs) <= COLOURS
-    for index, run in enumerate(runs):
-        epochs, style = range(1, len(run.epochs) + 1), {"color": f"C{index % COLOURS}", "markersize": 3}
-        name = f"seed {run.seed}" if few else f"{len(runs)} runs"
-        losses.plot(
-            epochs,
-            [row.train_loss for row in run.epochs],
-            "o-",
-            label=name if few or not index else "",
-            **style,
-        )
-        training, test = ("", "") if index else ("training", "test")
-        shares.plot(epochs, [row.train_accuracy for row in run.epochs], "--", label=training, **style)
-        shares.plot(epochs, [row.test_accuracy for row in run.epochs], "o-", label=test, **style)
+@exits_with_one_line
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
+    parser = Parser(prog="python -m lab documents", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--check", action="store_true", help="only say what is not as the records have it")
+    if parser.parse_args(arguments).check:
+        names = stale(ROOT)
+        if names:
+            print(f"not what records/ say: {', '.join(names)}; run python -m lab documents", file=sys.stderr)
+        return Exit.NO if names else Exit.DONE
+    for name in write(ROOT):
+        print(f"wrote {name}")
+    return Exit.DONE

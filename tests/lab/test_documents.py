@@ -1,107 +1,181 @@
-"""The README's figures are those of the records."""
+"""README.md and docs/: their figures are those of the records, their links lead somewhere, they stay short."""
 
 import itertools
 import json
 import re
 import shutil
+import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from lab import documents as readme
+from lab import __main__ as lab
+from lab import documents
 from lab.base.errors import UserError
 from lab.ladder import recipes
-from lab.ladder.recipes import RECIPES
-from lab.report import report
 from lab.runs import record
-from lab.tpu import lower as tpu_compile
-from lab.tpu import table as tputables
+from lab.tpu import lower
+from lab.tpu import table as tpu_table
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+# ---- figures -----------------------------------------------------------------------------------------------
 
 
 def test_the_learning_curve_is_the_records_and_near_the_published_one():
-    text = (ROOT / "README.md").read_text()
-    rows = record.read_result(ROOT / "records" / "davidnet-3-of-24-epochs-cpu.json")["epochs"]
-    assert [row["epoch"] for row in rows] == [1, 2, 3]
-    for row, (loss, deviation, accuracy) in zip(rows, recipes.LEARNING_CURVE, strict=False):
-        line = next(
-            line for line in text.splitlines() if line.startswith(f"| {row['epoch']} | ") and "±" in line
-        )
+    text = (ROOT / "docs" / "statistics.md").read_text()
+    runs = [
+        record.read_result(ROOT / "records" / name)["epochs"]
+        for name in ("davidnet-3-of-24-epochs-cpu.json", "davidnet-seed1-cpu.json")
+    ]
+    assert [len(run) for run in runs] == [3, 24]
+
+    def shown(values):
+        deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        return f"{statistics.fmean(values):.3f}{deviation}"
+
+    for epoch, (loss, deviation, accuracy) in enumerate(recipes.LEARNING_CURVE, 1):
+        rows = [run[epoch - 1] for run in runs if len(run) >= epoch]
+        line = next(line for line in text.splitlines() if line.startswith(f"| {epoch} | "))
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[1] == f"{loss:.3f} ± {deviation:.3f}" and cells[3] == f"{accuracy:.3f}"
-        assert cells[2] == f"{row['train_loss']:.3f}" and cells[4] == f"{row['train_accuracy']:.3f}"
-        limit = 0.03 if row["epoch"] == 1 else 0.02
-        assert abs(row["train_loss"] / loss - 1) < limit
+        assert cells[2] == shown([row["train_loss"] for row in rows])
+        assert cells[4] == shown([row["train_accuracy"] for row in rows]) and cells[5] == str(len(rows))
+        limit = 0.03 if epoch == 1 else 0.02
+        assert all(abs(row["train_loss"] / loss - 1) < limit for row in rows)
 
 
-def test_the_tables_and_the_plot_are_those_of_the_records():
-    """If not: python -m lab.report.report --records."""
-    assert readme.stale(ROOT) == []
+def test_the_tables_and_figures_are_those_of_the_records():
+    """If not: python -m lab documents."""
+    assert documents.stale(ROOT) == []
 
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
-    """A copy of the README, its plot and the records, which lab/report/report.py takes for its own."""
-    shutil.copytree(ROOT / "records", tmp_path / "records")
-    shutil.copytree(ROOT / "figures", tmp_path / "figures")
+    """A copy of the pages, their figures and the records, which lab/documents.py takes for its own."""
+    for name in ("records", "figures", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "README.md", tmp_path)
-    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
     return tmp_path
 
 
 def test_an_edited_table_or_another_record_is_stale(copy, capsys):
-    assert report.main(["--check"]) == 0
+    assert documents.main(["--check"]) == 0
     text = (copy / "README.md").read_text()
     (copy / "README.md").write_text(text.replace("93.9", "94.9"))
-    assert report.main(["--check"]) == 1
-    assert "README.md; run python -m lab.report.report --records" in capsys.readouterr().err
+    assert documents.main(["--check"]) == 1
+    assert "README.md; run python -m lab documents" in capsys.readouterr().err
     (copy / "README.md").write_text(text)
     (copy / "records" / "speedrun-seed1-cpu.json").unlink()
-    assert report.main(["--check"]) == 1
-    assert "README.md, figures/learning-curves.svg" in capsys.readouterr().err
+    assert documents.main(["--check"]) == 1
+    assert "README.md, figures/speedrun.svg;" in capsys.readouterr().err
 
 
 def test_what_is_written_follows_the_records(copy):
     pytest.importorskip("matplotlib", reason="drawing is optional")
     (copy / "records" / "speedrun-seed2-cpu.json").unlink()
+    (copy / "records" / "davidnet-seed1-cpu.json").unlink()
     path = copy / "records" / "speedrun-seed1-cpu.json"
     path.write_text(record.encode(record.read_result(path) | {"test_accuracy_tta": 0.9437}))
     short = record.read_result(copy / "records" / "davidnet-3-of-24-epochs-cpu.json")
     short["epochs"][0]["train_loss"] += 0.1
     (copy / "records" / "another.json").write_text(record.encode(short | {"seed": 1}))
-    assert report.main(["--check"]) == 1
-    assert report.main(["--records"]) == 0
-    assert report.main(["--check"]) == 0
+    assert documents.main(["--check"]) == 1
+    assert documents.main([]) == 0
+    assert documents.main(["--check"]) == 0
     text = (copy / "README.md").read_text()
     assert "94.170 ± 0.283 % with six views" in text  # of 93.97 and 94.37
-    assert re.search(r"\| 1 \| 1\.613 ± 0\.008 \| 1\.675 ± 0\.071 \|.*\| 2 \|", text)  # of 1.625 and 1.725
     assert "| `davidnet` | 24 | 94.08 % (median of 50 runs, one V100;" in text
     row = next(line for line in text.splitlines() if line.startswith("| `davidnet`"))
     assert row.endswith("| not measured yet |")  # three epochs of 24 measure no accuracy
-    again = (copy / "README.md").read_bytes(), (copy / "figures" / "learning-curves.svg").read_bytes()
-    assert report.main(["--records"]) == 0
-    assert again == (
-        (copy / "README.md").read_bytes(),
-        (copy / "figures" / "learning-curves.svg").read_bytes(),
-    )
+    curve = (copy / "docs" / "statistics.md").read_text()
+    assert re.search(r"\| 1 \| 1\.613 ± 0\.008 \| 1\.675 ± 0\.071 \|.*\| 2 \|", curve)  # of 1.625 and 1.725
+    made = [path for path in copy.rglob("*") if path.suffix in (".md", ".svg")]
+    before = [path.read_bytes() for path in made]
+    documents.write(copy)
+    assert before == [path.read_bytes() for path in made]
 
 
-def test_a_table_whose_marks_are_gone_is_refused(copy):
+def test_a_figure_that_is_gone_is_drawn_again(copy):
+    pytest.importorskip("matplotlib", reason="drawing is optional")
+    (copy / "figures" / "davidnet.svg").unlink()
+    assert documents.write(copy) == ["figures/davidnet.svg"]
+    assert documents.write(copy) == []
+
+
+def test_a_table_whose_marks_are_gone_or_twice_there_is_refused(copy):
     text = (copy / "README.md").read_text()
     (copy / "README.md").write_text(text.replace("<!-- records: recipes -->\n", ""))
     with pytest.raises(UserError, match="<!-- records: recipes -->"):
-        readme.stale(copy)
+        documents.stale(copy)
+    (copy / "README.md").write_text(text + "<!-- records: tpu -->\n<!-- end -->\n")
+    with pytest.raises(UserError, match="once"):
+        documents.stale(copy)
 
 
-def test_the_tpu_tables_are_the_record_s_and_it_is_complete():
-    record = json.loads((ROOT / "records" / "tpu-compile.json").read_text())
-    text = (ROOT / "README.md").read_text()
-    assert readme.davidnet_on_tpus(record) in text
-    assert tputables.epochs(record["programs"]) in text
-    programs = [(row["recipe"], row["chip"], row["precision"], row["step"]) for row in record["programs"]]
-    everything = itertools.product(RECIPES, tpu_compile.CHIPS, tpu_compile.PRECISIONS, tpu_compile.STEPS)
+def test_the_tpu_table_is_the_record_s_and_it_is_complete():
+    report = json.loads((ROOT / "records" / "tpu-compile.json").read_text())
+    assert tpu_table.table(report["programs"]) in (ROOT / "docs" / "accelerators.md").read_text()
+    programs = [(row["recipe"], row["chip"], row["precision"], row["step"]) for row in report["programs"]]
+    everything = itertools.product(["davidnet"], lower.CHIPS, lower.PRECISIONS, lower.STEPS)
     assert sorted(programs) == sorted(everything)
-    train = next(row for row in record["programs"] if (row["recipe"], row["step"]) == ("davidnet", "train"))
+    train = next(row for row in report["programs"] if row["step"] == "train")
     # 379 million multiply-adds an image forward, three times that with both gradients, 512 images
     assert 0.8 < train["flops"] / (379e6 * 2 * 3 * 512) < 1.1
+
+
+def test_it_needs_no_tensorflow():
+    code = (
+        "import sys; from lab import documents; code = documents.main(['--check']); "
+        "assert 'tensorflow' not in sys.modules; sys.exit(code)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+# ---- links, sizes, commands --------------------------------------------------------------------------------
+
+
+def anchors(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(path):
+    """The links of a page to files of this repository: the file, and the anchor or ""."""
+    prose = re.sub(r"```.*?```|`[^`]*`(?!\])", "", path.read_text(), flags=re.DOTALL)  # without code
+    for target in re.findall(r"\]\(([^)]+)\)", prose):
+        if "://" not in target:
+            name, _, anchor = target.partition("#")
+            yield ((path.parent / name).resolve() if name else path), anchor
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target, anchor in links(path):
+        assert target.exists(), target
+        assert not anchor or anchor in anchors(target), f"{target}#{anchor}"
+
+
+def test_every_page_is_linked_from_the_readme_and_back():
+    readme, *pages = PAGES
+    assert len(pages) == 8 and set(pages) <= {target for target, _ in links(readme)}
+    assert all(readme in {target for target, _ in links(page)} for page in pages)
+
+
+def test_the_readme_and_the_figures_are_small():
+    assert len((ROOT / "README.md").read_bytes()) <= 10_000
+    for figure in (ROOT / "figures").iterdir():
+        assert len(figure.read_bytes()) < 40_000
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_commands_name_tools_and_files_that_exist(path):
+    text = path.read_text()
+    assert set(re.findall(r"python -m lab (\w+)", text)) <= lab.TOOLS.keys()
+    assert all((ROOT / name).is_file() for name in re.findall(r"python (\w[\w/]*\.py)", text))
