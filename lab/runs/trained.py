@@ -1,20 +1,23 @@
 """A finished run's network, from the folder the run left, as a Keras model that takes pixels.
 
-    >>> import trained
+    >>> from lab.runs import trained
     >>> run = trained.load("runs/davidnet-0-20261121-120000")
     >>> run.classifier(images)    # uint8 (N, 32, 32, 3) -> logits float32 (N, classes)
 
-An exported model.keras is read by `tf.keras.models.load_model`, once `import trained` has made its class known.
+An exported model.keras is read by `tf.keras.models.load_model`, once this module is imported, which makes its class
+known.
 """
 
 import contextlib
 import json
+import math
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,17 +25,17 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lab import options as settings
+from data import standardise
 from lab.base.errors import UserError
 from lab.images import formats
-from lab.ladder import networks as model
-from lab.ladder.evaluation import view_logits
-from lab.ladder.layers import Style
-from lab.machine.augment import standardise
-from lab.options import Settings
+from lab.ladder import networks, recipes
+from lab.ladder.networks import OF_A_NETWORK
+from lab.ladder.views import view_logits
+from lab.options import GROUPS
 from lab.runs import record
 
 BATCH = 250  # images at once; a thousand of DavidNet's activations would take gigabytes
+WIDEST = 4096  # filters of the first convolution; a network many times as wide fits no memory
 HEADER = 4096  # bytes; more than NumPy writes before an array
 PIXELS = tf.TensorSpec([None, 32, 32, 3], tf.uint8, name="images")
 
@@ -42,18 +45,13 @@ class Description:
     """All that makes a classifier but its weights.
 
     Args:
-        network, width, logit_scale, whiten: see model.make.
-        style: of its layers, in their plain form.
+        hyperparameters: those of networks.OF_A_NETWORK, by name.
         classes: their names.
         mean, std: of the training set's channels, on the 0-1 scale.
-        views: of each image, whose logits are averaged; see evaluation.view_logits.
+        views: of each image, whose logits are averaged; see views.view_logits.
     """
 
-    network: str
-    width: int
-    logit_scale: float
-    whiten: bool
-    style: Style
+    hyperparameters: Mapping[str, Any]
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -71,14 +69,8 @@ class Classifier(tf.keras.Model):
     def __init__(self, description: Description) -> None:
         super().__init__()
         self.description = description
-        self.network = model.make(
-            description.network,
-            len(description.classes),
-            description.style,
-            width=description.width,
-            logit_scale=description.logit_scale,
-            whiten=description.whiten,
-        )
+        options = SimpleNamespace(**description.hyperparameters)
+        self.network = networks.make(options, len(description.classes), fast=False)
         self.build([None, 32, 32, 3])
 
     def build(self, input_shape: Any) -> None:
@@ -90,7 +82,7 @@ class Classifier(tf.keras.Model):
     def logits(self, images: tf.Tensor, views: str) -> tf.Tensor:
         """The same with other views."""
         mean, std = np.array(self.description.mean), np.array(self.description.std)
-        return view_logits(self.network, standardise(images, mean, std), views)
+        return view_logits(self.network, standardise(tf.cast(images, tf.float32), mean, std), views)
 
     def get_config(self) -> dict[str, Any]:
         """The description as plain values, for a .keras file."""
@@ -101,7 +93,7 @@ class Classifier(tf.keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Classifier":
         known = {name: config[name] for name in Description.__annotations__}
         tuples = {name: tuple(config[name]) for name in ("classes", "mean", "std")}
-        return cls(Description(**known | tuples | {"style": Style(**config["style"])}))
+        return cls(Description(**known | tuples))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,16 +102,14 @@ class Trained:
 
     folder: Path
     result: dict[str, Any]
-    options: Settings
+    options: dict[str, Any]
     classifier: Classifier
 
     def logits(self, images: NDArray[np.uint8], views: str = "") -> NDArray[np.float32]:
         """Of images uint8 (N, 32, 32, 3), batch by batch: (N, classes). `views` in place of the classifier's."""
         views = views or self.classifier.description.views
         step = tf.function(lambda batch: self.classifier.logits(batch, views), input_signature=[PIXELS])
-        starts = tqdm(
-            range(0, len(images), BATCH), unit_scale=BATCH, unit="images", leave=False, disable=None
-        )
+        starts = tqdm(range(0, len(images), BATCH), unit_scale=BATCH, unit="images", leave=False, disable=None)
         parts = [step(tf.constant(images[start : start + BATCH])).numpy() for start in starts]
         return np.concatenate([np.empty([0, len(self.classifier.description.classes)], np.float32), *parts])
 
@@ -140,15 +130,10 @@ def load(folder: str | Path, views: str = "") -> Trained:
     path = folder / "result.json"
     if result.get("finished") is not True:
         raise UserError(f"the run in {folder} has not ended; go on with it: --resume {folder}")
-    options = _options(result, path)
-    style = replace(model.style_of(options, fast=False), sync_bn=False)
+    options = _options(result["hyperparameters"], path)
     description = Description(
-        network=options.network,
-        width=options.width,
-        logit_scale=options.logit_scale,
-        whiten=options.whiten,
-        style=style,
-        views=views or options.tta,
+        hyperparameters={name: options[name] for name in OF_A_NETWORK},
+        views=views or options["tta"],
         **_of_the_data(result["data"], path),
     )
     classifier = Classifier(description)
@@ -156,16 +141,22 @@ def load(folder: str | Path, views: str = "") -> Trained:
     return Trained(folder, result, options, classifier)
 
 
-def _options(result: Mapping[str, Any], path: Path) -> Settings:
-    """The run's hyperparameters; one that it does not know has this version's value, as in --resume."""
-    import train_eager  # here, so that reading a .keras file needs fewer modules
+def _options(recorded: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The run's hyperparameters; one that it does not know has this version's value, as in --resume.
 
-    known = {name: value for name, value in result["hyperparameters"].items() if name in settings.NAMES}
-    options = replace(train_eager.constants(), **known)
-    try:
-        settings.check(options)
-    except UserError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    Raises UserError for a value with which no network can be made.
+    """
+    known = {item.name: item for group in GROUPS for item in fields(group)}
+    defaults = {name: item.default for name, item in known.items()} | recipes.values(recipes.ROOT) | {"seed": 0}
+    limits = {name: item.metadata for name, item in known.items()} | {"width": {"low": 1, "high": WIDEST}}
+    options = defaults | {name: value for name, value in recorded.items() if name in defaults}
+    for name in (*OF_A_NETWORK, "tta"):
+        value, default, limit = options[name], defaults[name], limits.get(name, {})
+        right = type(value) is type(default) or (type(default) is float and type(value) is int)
+        if right and type(default) in (int, float):
+            right = math.isfinite(value) and (limit.get("low") or 0) <= value <= (limit.get("high") or math.inf)
+        if not right or (limit.get("choices") and value not in limit["choices"]):
+            raise UserError(f"{path} is damaged: {name} is {value!r}; copy the run's folder again")
     return options
 
 
@@ -173,9 +164,7 @@ def _of_the_data(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Classes, mean and deviation."""
     missing = [name for name in ("classes", "mean", "std") if name not in data]
     if missing:
-        raise UserError(
-            f"{path} lacks the data's {', '.join(missing)}; an older version wrote it, train anew"
-        )
+        raise UserError(f"{path} lacks the data's {', '.join(missing)}; an older version wrote it, train again")
     classes, moments = data["classes"], {name: data[name] for name in ("mean", "std")}
     names = isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)
     numbers = all(
@@ -185,13 +174,13 @@ def _of_the_data(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
         for values in moments.values()
     )
     if not names or not numbers or min(moments["std"]) <= 0:
-        raise UserError(f"{path} is damaged: classes, mean or std of the data; copy the run's folder anew")
+        raise UserError(f"{path} is damaged: classes, mean or std of the data; copy the run's folder again")
     return {"classes": tuple(classes)} | {name: tuple(values) for name, values in moments.items()}
 
 
 def _set_weights(network: tf.keras.Model, path: Path) -> None:
     """Gives the network the arrays of a weights.npz, which must be all of them and no others."""
-    variables = model.evaluated_variables(network)
+    variables = networks.evaluated_variables(network)
     arrays = read_weights(path, {name: tuple(variable.shape) for name, variable in variables.items()})
     for name, variable in variables.items():
         variable.assign(arrays[name])
@@ -206,7 +195,10 @@ def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
         for name in sorted(shapes.keys() ^ sizes.keys()):
-            raise ValueError(f"{name} is {'missing' if name in shapes else 'not of this network'}")
+            raise UserError(
+                f"{path}: {name} is {'missing' if name in shapes else 'not of this network'}; it is damaged, or of an "
+                "older version with other names: read it with that version, or train again"
+            )
         for name, shape in shapes.items():  # before memory is taken
             if sizes[name] > 4 * np.prod(shape) + HEADER:
                 raise ValueError(f"{name} has {sizes[name]} bytes, too many for {shape}")
@@ -217,11 +209,9 @@ def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
                 found = f"{arrays[name].dtype} {arrays[name].shape}"
                 raise ValueError(f"{name} is {found} instead of float32 {shape}")
     except (*formats.BROKEN_NPZ, NotImplementedError, RuntimeError, MemoryError) as error:
-        raise UserError(f"{path}: {str(error) or 'truncated'}; copy the run's folder anew") from None
+        raise UserError(f"{path}: {str(error) or 'truncated'}; copy the run's folder again") from None
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}; give a finished run's folder"
-        ) from None
+        raise UserError(f"cannot read {path}: {error.strerror or error}; give a finished run's folder") from None
     return arrays
 
 
