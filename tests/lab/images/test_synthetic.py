@@ -38,16 +38,14 @@ def test_each_seed_makes_its_own_images_and_the_word_asks_for_them(monkeypatch: 
 
 def linear_accuracy(train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:
     """Logistic regression on the features, 12 epochs of plain gradient descent."""
-    generator = np.random.default_rng(0)
     weight = np.zeros((train.shape[1], 10), np.float32)
     for _ in range(12):
-        order = generator.permutation(len(train))
-        for start in range(0, len(order), 500):
-            batch = order[start : start + 500]
+        for start in range(0, len(train), 500):  # the images are in random order
+            batch = slice(start, start + 500)
             logits = train[batch] @ weight
             odds = np.exp(logits - logits.max(axis=1, keepdims=True))
             error = odds / odds.sum(axis=1, keepdims=True) - np.eye(10, dtype=np.float32)[labels[batch]]
-            weight -= 0.01 * train[batch].T @ error / len(batch)
+            weight -= 0.01 * (error.T @ train[batch]).T / len(error)
     return float(((test @ weight).argmax(axis=1) == test_labels).mean())
 
 
@@ -58,13 +56,16 @@ def neighbour_accuracy(train: np.ndarray, labels: np.ndarray, test: np.ndarray, 
 
 def edges(images: np.ndarray) -> np.ndarray:
     """Gradient lengths in 10 x 10 cells, centred and of unit length: shape without colour and contrast."""
-    images = images.astype(np.float32)
-    across = images[:, 1:-1, 2:] - images[:, 1:-1, :-2]
-    down = images[:, 2:, 1:-1] - images[:, :-2, 1:-1]
-    length = np.sqrt((across**2 + down**2).sum(axis=-1)).reshape(-1, 10, 3, 10, 3).mean(axis=(2, 4))
-    length = length.reshape(len(images), 100)
-    length -= length.mean(axis=1, keepdims=True)
-    return length / np.linalg.norm(length, axis=1, keepdims=True)
+    lengths = []
+    for start in range(0, len(images), 200):  # as many as a processor's cache takes
+        part = images[start : start + 200].astype(np.float32)
+        across = part[:, 1:-1, 2:] - part[:, 1:-1, :-2]
+        down = part[:, 2:, 1:-1] - part[:, :-2, 1:-1]
+        length = np.sqrt((across**2 + down**2).sum(axis=-1)).reshape(-1, 10, 3, 10, 3).mean(axis=(2, 4))
+        lengths.append(length.reshape(len(part), 100))
+    cells = np.concatenate(lengths)
+    cells -= cells.mean(axis=1, keepdims=True)
+    return cells / np.linalg.norm(cells, axis=1, keepdims=True)
 
 
 def test_the_synthetic_set_is_neither_trivial_nor_noise(shapes: ImageSet) -> None:
