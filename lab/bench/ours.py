@@ -1,7 +1,6 @@
 """This project's step, input, evaluation and update as candidates of the bench."""
 
 import functools
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +12,7 @@ from lab.ladder.optimizers import orthogonalise
 
 
 @functools.cache
-def training(task: Task, pipeline: str) -> Any:
+def training(task: Task, pipeline: str) -> assemble.LabTraining:
     """A training that is ready to go, with the batches by `pipeline`: host or device."""
     changes = {
         "recipe": task.network,
