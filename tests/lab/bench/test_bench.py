@@ -184,6 +184,7 @@ def test_choice_of_candidates():
             bench.choose(*arguments)
 
 
+@pytest.mark.long
 def test_the_command_at_tiny_sizes(tmp_path, capsys):
     out = tmp_path / "bench.json"
     flags = ["--quick", "--only", "copy,pipeline", "--rounds", "3", "--out", str(out)]

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import tensorflow as tf
 
 from lab.tpu import steps
+
+pytestmark = pytest.mark.long
 
 
 def lowered(recipe, step, precision="bfloat16", batch_size=None):
