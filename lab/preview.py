@@ -14,13 +14,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from data import Batches
 from lab import assemble
 from lab.assemble import Options
 from lab.base.errors import Parser, UserError, exits_with_one_line
 from lab.convert import some_fields
 from lab.images import load
 from lab.images.imageset import ImageSet
+from lab.machine.resident import HostBatches
 from lab.report import figures
 from train_eager import add_flags
 
@@ -29,13 +29,13 @@ ROWS, EPOCHS = 10, 8  # of the sheet
 GAP = 2  # pixels between images
 
 
-def make_batches(images: ImageSet, options: Options) -> Batches:
+def make_batches(images: ImageSet, options: Options) -> HostBatches:
     """The batches of a training, made on the CPU. Raises UserError if an epoch has not one batch."""
     count = len(images.train_labels)
     if options.batch_size > count:
         raise UserError(f"--batch-size {options.batch_size} is above the {count} training images; lower it")
     placement = assemble.place(options)
-    batches: Batches = assemble.make_batches(options, placement)(options, images, placement.strategy)
+    batches: HostBatches = assemble.make_batches(options, placement)(options, images, placement.strategy)
     return batches
 
 
@@ -65,7 +65,7 @@ def sheet(images: ImageSet, options: Options) -> Any:
     return figure
 
 
-def augmented(batches: Batches, rows: int, epochs: int) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
+def augmented(batches: HostBatches, rows: int, epochs: int) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
     """Training images, and the pixels that training sees of them.
 
     Args:
