@@ -78,7 +78,8 @@ class LabTraining(Training):
     """The core's training, evaluated on the moving average of its weights if the recipe has one."""
 
     config: Options
-    images: ImageSet
+    images: Any  # an ImageSet
+    batches: HostBatches
     placement: Placement
     average: WeightAverage | None = None
     whitening_seconds = 0.0
@@ -119,7 +120,7 @@ def make(options: Options, placement: Placement | None = None, images: ImageSet 
         training = LabTraining(
             options,
             strategy=placement.strategy,
-            images=images,
+            images=images,  # type: ignore[arg-type]  # it has what Images has, and more
             network=partial(make_network, fast=is_fast(options, placement)),
             optimizer=optimizers.make,
             batches=make_batches(options, placement),

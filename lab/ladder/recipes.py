@@ -320,9 +320,9 @@ def values(name: str) -> dict[str, Any]:
     """A recipe's hyperparameters, by name, all of OF_A_RECIPE. Raises UserError for a name that is not there."""
     recipe = known(name)
     if recipe.below:
-        return values(recipe.below) | recipe.changes
+        return {**values(recipe.below), **recipe.changes}
     defaults = {item.name: item.default for item in fields(Ladder) if item.name in OF_A_RECIPE}
-    return defaults | recipe.changes
+    return {**defaults, **recipe.changes}
 
 
 def change(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

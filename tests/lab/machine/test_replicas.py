@@ -26,8 +26,8 @@ for epoch in range(1, 5):
     for step in range(training.steps_per_epoch):
         training.train_steps(batches, tf.constant(1))
         losses.append(training.fetch()[0])
-network = training.network
-arrays = {f"{n} {v.name}": np.array(tf.convert_to_tensor(v)) for n, v in enumerate(network.variables) if "seed" not in v.path}
+variables = enumerate(training.network.variables)
+arrays = {f"{n} {v.name}": np.array(tf.convert_to_tensor(v)) for n, v in variables if "seed" not in v.path}
 np.savez(sys.argv[2], losses=losses, evaluation=training.evaluate(), **arrays)
 print(training.replicas)
 """
