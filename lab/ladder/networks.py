@@ -357,6 +357,7 @@ def parts(layer: Any) -> list[tuple[str, Any]]:
     """The layers directly in a layer, by the attributes that hold them, or by number where they are in a list."""
     names = {id(part): name for name, part in vars(layer).items() if not name.startswith("_")}
     inner = layer._flatten_layers(recursive=False, include_self=False)
+    inner = [part for part in inner if not isinstance(part, tf.keras.layers.InputLayer)]  # keras.Sequential's
     return [(names.get(id(part), str(number)), part) for number, part in enumerate(inner)]
 
 

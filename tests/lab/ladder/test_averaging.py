@@ -24,4 +24,7 @@ def test_it_moves_every_fifth_step_and_swaps(jit):
     np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5)
     np.testing.assert_array_equal(average.averages[0].numpy(), values[11])
     average.swap()
+    with pytest.raises(KeyError), average.swapped():
+        np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5)
+        raise KeyError
     np.testing.assert_array_equal(variable.numpy(), values[11])

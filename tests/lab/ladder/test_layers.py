@@ -6,8 +6,9 @@ import tensorflow as tf
 
 from lab.ladder import layers
 from lab.ladder.layers import Style
+from model import Uniform
 
-FIRST = layers.Uniform(0, 0)
+FIRST = Uniform(0, 0)
 
 
 def relative(value, reference):
@@ -43,9 +44,7 @@ def test_the_whitening_layer_is_fitted_frozen_and_twofold_in_the_speedrun():
     layer.fit(images)
     kernel = layer.kernel.numpy()
     np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
-    np.testing.assert_array_equal(
-        kernel[..., :12], layers.whitening_filters(images[:20], 2, 5e-4, unbiased=False)
-    )
+    np.testing.assert_array_equal(kernel[..., :12], layers.whitening_filters(images[:20], 2, 5e-4, unbiased=False))
     layer.bias.assign(np.arange(24))
     assert layer(images).shape == (30, 7, 7, 24)
     patch = images[3, 2:4, 5:7].astype(np.float64)
@@ -63,9 +62,7 @@ def test_the_whitening_layer_is_fitted_frozen_and_twofold_in_the_speedrun():
 @pytest.mark.parametrize("fast", [False, True])
 def test_ghost_batch_norm_gives_each_group_its_own_statistics(jit, fast):
     generator = np.random.default_rng(2)
-    images = (generator.standard_normal((8, 4, 4, 3)) * 2 + generator.standard_normal((8, 1, 1, 3))).astype(
-        np.float32
-    )
+    images = (generator.standard_normal((8, 4, 4, 3)) * 2 + generator.standard_normal((8, 1, 1, 3))).astype(np.float32)
     upstream = generator.standard_normal(images.shape).astype(np.float32)
     layer = layers.BatchNorm(Style(ghost_groups=4, fast=fast), FIRST)
     layer.build(images.shape)
@@ -150,9 +147,7 @@ def test_convolutions_with_a_stride_pad_all_around_as_pytorch_does(size, stride,
     expected = np.zeros((2, 6 // stride, 6 // stride, 7))
     for row, column in np.ndindex(6 // stride, 6 // stride):
         top, left = row * stride, column * stride
-        expected[:, row, column] = np.einsum(
-            "nhwc,hwck->nk", padded[:, top : top + size, left : left + size], kernel
-        )
+        expected[:, row, column] = np.einsum("nhwc,hwck->nk", padded[:, top : top + size, left : left + size], kernel)
     assert outputs.shape == expected.shape
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
@@ -185,6 +180,4 @@ def test_the_head_has_pytorchs_bias_where_it_has_one():
 def test_the_global_pool_joins_maximum_and_mean():
     images = np.random.default_rng(7).standard_normal((2, 4, 4, 3)).astype(np.float32)
     both = layers.GlobalPool(average=True, fast=False)(images)
-    np.testing.assert_allclose(
-        both, np.concatenate([images.max((1, 2)), images.mean((1, 2))], 1), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(both, np.concatenate([images.max((1, 2)), images.mean((1, 2))], 1), rtol=1e-5, atol=1e-6)

@@ -1,22 +1,31 @@
-"""DavidNet against a forward pass in NumPy, PyTorch's initialisation and the published parameter count."""
+"""The networks by name: against a forward pass in NumPy, against the core's, and what is asked of them."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from lab.ladder import layers
-from lab.ladder import networks as model
+import model
+import train_eager
+from lab import options as hyperparameters
+from lab.ladder import describe, layers, networks, recipes
 from lab.ladder.layers import Style
+from model import Uniform
+
+
+def options(**changes):
+    return SimpleNamespace(**recipes.values("davidnet") | {"seed": 3, "width": 4} | changes)
 
 
 def conv(images, kernel):
-    """3x3 convolution with zero padding, straight from its definition, in float64."""
-    padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    height, width = images.shape[1:3]
+    """Convolution with zero padding, straight from its definition, in float64."""
+    size, (height, width) = kernel.shape[0], images.shape[1:3]
+    padded = np.pad(images, [(0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)])
     return sum(
         padded[:, row : row + height, column : column + width] @ kernel[row, column].astype(np.float64)
-        for row in range(3)
-        for column in range(3)
+        for row in range(size)
+        for column in range(size)
     )
 
 
@@ -35,7 +44,11 @@ def pool(images):
 
 
 def res_blk(block, images, training):
-    hidden = pool(conv_bn_relu(block.entry, images, training))
+    """The core's block, or an extra's: first with the pool, then second."""
+    entry = getattr(block, "entry", block.first)
+    hidden = pool(conv_bn_relu(entry, images, training))
+    if entry is block.first:
+        return conv_bn_relu(block.second, hidden, training)
     if block.first is None:
         return hidden
     inner = conv_bn_relu(block.first, hidden, training)
@@ -43,77 +56,114 @@ def res_blk(block, images, training):
 
 
 def davidnet(net, images, training):
-    hidden = conv_bn_relu(net.prep, images.astype(np.float64), training)
+    hidden = images.astype(np.float64)
+    if getattr(net, "whiten", None):
+        hidden = conv(hidden, net.whiten.kernel.numpy())
+    hidden = conv_bn_relu(net.prep, hidden, training)
     for block in (net.layer1, net.layer2, net.layer3):
         hidden = res_blk(block, hidden, training)
     return 0.125 * hidden.max((1, 2)) @ net.head.kernel.numpy().astype(np.float64)
 
 
-def narrow(**options):
-    net = model.DavidNet(10, Style(seed=3, **options), width=4)
-    net(tf.zeros([1, 32, 32, 3]))
+def unsettled(net):
+    """So that no scale is 1, no shift 0 and no running statistic at its start."""
     generator = np.random.default_rng(1)
-    for weight in net.weights:  # so that no scale is 1, no shift 0 and no running average fresh
+    for weight in net.weights:
         if weight.path.rpartition("/")[2] in ("scale", "shift", "running_mean", "running_variance"):
             weight.assign(generator.uniform(0.5, 1.5, weight.shape))
     return net
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_the_forward_pass_is_numpys(training):
-    net = narrow()
+@pytest.mark.parametrize("changes", [{}, {"network": "plain"}, {"network": "extra"}, {"whiten": True}])
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_forward_pass_is_numpys(changes, fast):
     images = np.random.default_rng(2).standard_normal((5, 32, 32, 3)).astype(np.float32)
-    expected = davidnet(net, images, training)
-    np.testing.assert_allclose(net(images, training=training), expected, atol=1e-5 * np.abs(expected).max())
+    net = networks.make(options(**changes), 10, fast=fast)
+    networks.fit_whitening(net, images)
+    unsettled(net)
+    for training in (False, True):
+        expected = davidnet(net, images, training)
+        np.testing.assert_allclose(net(images, training=training), expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_it_has_the_published_number_of_parameters_and_shapes():
-    net = model.DavidNet()
-    logits = net(tf.zeros([2, 32, 32, 3]))
-    assert logits.shape == (2, 10) and logits.dtype == tf.float32
-    assert sum(int(np.prod(weight.shape)) for weight in net.trainable_variables) == 6_573_120
-    assert len(net.trainable_variables) == 8 * 3 + 1  # every kernel, scale and shift, and the head
-    assert len(net.non_trainable_variables) >= 8 * 2
+def test_the_names_are_those_of_the_options():
+    assert tuple(networks.NETWORKS) == tuple(networks.ABOUT) == hyperparameters.NETWORKS
+    known = {**recipes.values("davidnet"), "seed": 0}
+    assert all(name in known for name in networks.OF_A_NETWORK)
 
 
-def test_initial_weights_are_pytorchs_uniform():
-    net = model.DavidNet(10, Style(seed=5))
-    net(tf.zeros([1, 32, 32, 3]))
-    for weight in net.trainable_variables:
-        values, name = weight.numpy(), weight.path.rpartition("/")[2]
-        if name == "kernel":
-            bound = 1 / np.sqrt(np.prod(values.shape[:-1]))
-            assert 0.99 * bound < np.abs(values).max() <= bound  # 1,728 values or more
-            assert abs(values.std() / (bound / np.sqrt(3)) - 1) < 0.05
-            assert abs(values.mean()) < 0.05 * bound
-        else:
-            np.testing.assert_array_equal(values, 1.0 if name == "scale" else 0.0)
+# ---- the core's DavidNet and the lab's ---------------------------------------------------------------------
 
 
-def test_the_seed_decides_the_weights_and_no_two_layers_share_them():
+def stepped(net, images, labels, *, jit):
+    """The logits before one update, and all variables after it."""
+    optimizer = train_eager.Nesterov(0.1 / len(labels))
+    optimizer.build(net.trainable_variables)
+
+    @tf.function(jit_compile=jit)
+    def step():
+        with tf.GradientTape() as tape:
+            logits = net(images, training=True)
+            loss = train_eager.cross_entropy_sum(logits, labels)
+        optimizer.apply(tape.gradient(loss, net.trainable_variables), net.trainable_variables)
+        return logits
+
+    return step().numpy(), [weight.numpy() for weight in net.variables]
+
+
+@pytest.mark.parametrize(("fast", "jit"), [(False, False), (True, True)])
+def test_the_labs_davidnet_is_the_cores(fast, jit):
+    """Wide enough (32 inputs and filters at 16x16) for all fast forms."""
+    generator = np.random.default_rng(4)
+    images = tf.constant(generator.standard_normal((16, 32, 32, 3)), tf.float32)
+    labels = tf.constant(generator.integers(0, 10, 16), tf.int32)
+    core, lab = model.DavidNet(10, width=16, seed=3), networks.make(options(width=16), 10, fast=fast)
+    core(images)
+    assert len(core.variables) == len(lab.variables)
+    for theirs, ours in zip(core.variables, lab.variables, strict=True):
+        assert (theirs.name, theirs.trainable) == (ours.name, ours.trainable)
+        np.testing.assert_array_equal(theirs, ours)
+    (logits, updated), (ours, mine) = stepped(core, images, labels, jit=False), stepped(lab, images, labels, jit=jit)
+    np.testing.assert_allclose(ours, logits, atol=1e-5 * np.abs(logits).max())
+    for value, other in zip(updated, mine, strict=True):
+        np.testing.assert_allclose(other, value, atol=1e-4 * np.abs(value).max())
+    logits = core(images).numpy()
+    np.testing.assert_allclose(lab(images), logits, atol=1e-4 * np.abs(logits).max())
+
+
+def test_the_style_reaches_every_layer_of_the_cores_davidnet():
+    changes = {"dropout": 0.5, "activation": "celu", "celu_alpha": 0.3, "pool_first": True, "ghost_groups": 2}
+    net = networks.make(options(frozen_scales=True, **changes), 10, fast=True)
+    assert isinstance(net, model.DavidNet)
+    blocks = [part for part in net._flatten_layers() if isinstance(part, networks.ConvBN)]
+    assert len(blocks) == 8
+    for block in blocks:
+        style = block.norm.style
+        assert (style.ghost_groups, style.frozen_scales, style.fast) == (2, True, True)
+        assert (block.activation.kind, block.activation.alpha, block.pool_first) == ("celu", 0.3, True)
+        assert block.dropout.rate == 0.5 and block.conv.fast
+    assert len({block.dropout.seed for block in blocks}) == 8
+
+
+# ---- initial weights, dropout, precision -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_the_seed_decides_the_weights_and_no_two_layers_share_them(name):
     def kernels(seed):
-        net = model.DavidNet(10, Style(seed=seed), width=4)
-        net(tf.zeros([1, 32, 32, 3]))
-        return [weight.numpy() for weight in net.trainable_variables if weight.path.endswith("kernel")]
+        net = networks.make(options(network=name, seed=seed), 10, fast=False)
+        return [weight.numpy() for weight in net.trainable_variables if weight.name == "kernel"]
 
     first, again, other = kernels(1), kernels(1), kernels(2)
     for same, value, different in zip(first, again, other, strict=True):
         np.testing.assert_array_equal(same, value)
-        assert (same != different).all()
-    assert not np.array_equal(first[2], first[3])  # the two convolutions of a residual have one shape
-
-
-def test_running_statistics_keep_nine_tenths_and_an_unbiased_variance():
-    norm = layers.BatchNorm(Style(), layers.Uniform(0, 0))
-    images = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype(np.float32) * 2 + 5
-    norm(images, training=True)
-    flat = images.reshape(-1, 2).astype(np.float64)
-    np.testing.assert_allclose(norm.running_mean.numpy(), 0.1 * flat.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(norm.running_variance.numpy(), 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
+        assert (same != different).any() or set(same.ravel()) == {0, 1}  # as many inputs as filters: an identity
+    drawn = np.concatenate([kernel[(kernel != 0) & (kernel != 1)] for kernel in first])  # all but the identities
+    assert len(np.unique(drawn)) > 0.999 * len(drawn)
 
 
 def test_dropout_zeroes_its_share_in_training_only_and_differs_between_layers():
-    net = narrow(dropout=0.5)
+    net = unsettled(networks.make(options(dropout=0.5), 10, fast=False))
     images = tf.ones([2, 32, 32, 3])
     np.testing.assert_array_equal(net(images), net(images))
     assert (net(images, training=True).numpy() != net(images, training=True).numpy()).any()
@@ -122,10 +172,87 @@ def test_dropout_zeroes_its_share_in_training_only_and_differs_between_layers():
     assert (dropped != net.layer1.entry.dropout(tf.ones([1000]), training=True).numpy()).any()
 
 
-def test_every_variable_is_checkpointed(tmp_path):
-    net, other = narrow(), model.DavidNet(10, Style(seed=9), width=4)
-    other(tf.zeros([1, 32, 32, 3]))
-    tf.train.Checkpoint(net).write(str(tmp_path / "net"))
-    tf.train.Checkpoint(other).read(str(tmp_path / "net")).assert_consumed()
-    for saved, restored in zip(net.variables, other.variables, strict=True):
-        np.testing.assert_array_equal(saved.numpy(), restored.numpy())
+@pytest.fixture
+def bfloat16():
+    before = tf.keras.config.dtype_policy()
+    tf.keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    tf.keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize("changes", [{"whiten": True}, {"network": "speednet"}])
+def test_the_whitening_computes_in_float32_and_the_rest_does_not(changes, bfloat16):
+    images = np.random.default_rng(5).standard_normal((20, 32, 32, 3)).astype(np.float32)
+    net, seen = networks.make(options(**changes), 10, fast=False), []
+    networks.fit_whitening(net, images)
+    call = net.whiten.call
+    net.whiten.call = lambda images: seen.append(call(images)) or seen[-1]
+    logits = net(images)
+    padding = "SAME" if "whiten" in changes else "VALID"
+    np.testing.assert_array_equal(seen[0], tf.nn.conv2d(images, net.whiten.kernel.numpy(), 1, padding))
+    assert seen[0].dtype == tf.float32 == logits.dtype
+    convolutions = [part for part in net._flatten_layers() if isinstance(part, layers.Conv)]
+    assert {part.compute_dtype for part in convolutions} == {"bfloat16"}
+
+
+# ---- what one can ask of a network -------------------------------------------------------------------------
+
+
+class Mixed(tf.keras.Model):
+    """Layers by attribute, in a list and in a Sequential, and a weight of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = [networks.ConvBN(2, Uniform(0, 0), Style()), networks.ConvBN(2, Uniform(0, 1), Style())]
+        self.tail = tf.keras.Sequential([tf.keras.layers.Conv2D(3, 1), tf.keras.layers.Conv2D(3, 1)])
+        self.shift = self.add_weight(shape=(3,), initializer="ones", name="shift")
+
+    def call(self, images, training=False):
+        for block in self.blocks:
+            images = block(images, training=training)
+        return self.tail(images) + self.shift
+
+
+def test_the_evaluated_arrays_are_all_that_keras_says_the_network_has():
+    net = Mixed()
+    net(tf.zeros([1, 8, 8, 3]))
+    named = networks.evaluated_variables(net)
+    assert len(named) == len(net.weights) == 2 * 5 + 2 * 2 + 1
+    assert {id(weight) for weight in named.values()} == {id(weight) for weight in net.weights}
+    assert {"shift", "0/conv/kernel", "1/norm/running_mean", "tail/0/kernel", "tail/1/bias"} <= named.keys()
+    arrays = networks.evaluated_arrays(net)
+    np.testing.assert_array_equal(arrays["1/conv/kernel"], net.blocks[1].conv.kernel)
+    other = Mixed()  # whose layers Keras has numbered otherwise
+    other(tf.zeros([1, 8, 8, 3]))
+    assert networks.evaluated_variables(other).keys() == named.keys()
+    assert networks.parameters(net) == 2 * 2 * 2 + 9 * 3 * 2 + 9 * 2 * 2 + 9 + 12 + 3
+
+
+def test_dropout_has_a_random_state_which_evaluation_does_not_read():
+    net = networks.make(options(dropout=0.5), 10, fast=False)
+    plain = networks.make(options(), 10, fast=False)
+    assert networks.evaluated_variables(net).keys() == networks.evaluated_variables(plain).keys()
+    assert len(net.variables) == len(plain.variables) + 8
+
+
+def test_two_weights_of_one_name_are_refused():
+    layer = tf.keras.layers.Layer()
+    layer.one, layer.two = layer.add_weight(shape=(1,), name="w"), layer.add_weight(shape=(1,), name="w")
+    with pytest.raises(TypeError, match="rename one of them"):
+        networks.evaluated_variables(layer)
+
+
+def test_a_description_counts_what_the_core_computes_too():
+    """The core's own layers, ours in both forms and a list of layers: the same products and outputs."""
+    core = model.DavidNet(10, width=4)
+    core(tf.zeros([1, 32, 32, 3]))
+    rows = [describe.trace(net) for net in (core, *(networks.make(options(), 10, fast=f) for f in (False, True)))]
+    convolutions = [(3, 4, 32), (4, 8, 32), *[(8, 8, 16)] * 2, (8, 16, 16), (16, 32, 8), *[(32, 32, 4)] * 2]
+    products = sum(9 * inputs * filters * side**2 for inputs, filters, side in convolutions) + 320
+    assert {describe.multiply_adds(one) for one in rows} == {products}
+    assert [row.shape for row in rows[0]] == [row.shape for row in rows[1]] and rows[1] == rows[2]
+    assert [row.inputs for row in rows[0]] == [row.inputs for row in rows[1]]
+    net = Mixed()
+    net(tf.zeros([1, 8, 8, 3]))
+    assert describe.multiply_adds(describe.trace(net, 8)) == 64 * (9 * 3 * 2 + 9 * 2 * 2 + 2 * 3 + 3 * 3)
+    assert net.blocks[0].conv.call.__func__ is layers.Conv.call  # nothing stays watched

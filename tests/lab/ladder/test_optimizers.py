@@ -1,17 +1,22 @@
 """The optimizers against hand-worked steps and NumPy."""
 
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import train_eager
-from lab import schedules as schedule
-from lab.ladder import optimizers as optimizer
-from lab.ladder import recipes
+from lab.ladder import layers, networks, optimizers, recipes
+from lab.ladder.averaging import WeightAverage
+from lab.ladder.layers import Role, Style
 from lab.ladder.optimizers import EpochRate, Lars, Muon, Nesterov, orthogonalise
-from lab.schedules import PiecewiseLinear
+from model import Uniform
+from schedule import PiecewiseLinear
+from train_eager import LossScale
+
+
+def options(recipe, **changes):
+    return SimpleNamespace(**recipes.values(recipe) | {"seed": 0} | changes)
 
 
 def test_two_steps_by_hand():
@@ -83,8 +88,8 @@ def test_the_rate_inside_the_accumulator_is_keras_own_form():
 def test_each_variable_may_have_a_rate_of_its_own():
     first, second = tf.Variable([1.0]), tf.Variable([1.0])
     rates = [
-        EpochRate(PiecewiseLinear([(0, 0.0), (1, 1.0)]), 4, 2.0),
-        EpochRate(PiecewiseLinear([(0, 3.0)]), 4, 1.0),
+        EpochRate(PiecewiseLinear([(0, 0.0), (1, 1.0)]), 1, 4, 2),
+        EpochRate(PiecewiseLinear([(0, 3.0)]), 1, 4, 1),
     ]
     nesterov = Nesterov(rates[0], momentum=0.0, rates=rates)
     nesterov.apply([tf.constant([1.0]), tf.constant([1.0])], [first, second])
@@ -97,7 +102,7 @@ def test_lars_scales_each_filters_rate():
     start = generator.standard_normal((3, 3, 2, 5))
     gradients = generator.standard_normal((3, 3, 3, 2, 5))
     variable, flat = tf.Variable(start.astype(np.float32)), tf.Variable([2.0])
-    lars = Lars(0.1, 0.9, rate_inside=True, decays=[0.5, 0.5])
+    lars = Lars(0.1, 0.9, rate_inside=True, is_filter=[True, False], decays=[0.5, 0.5])
     weights, velocity, other, other_velocity = start.copy(), 0.0, 2.0, 0.0
     for gradient in gradients:
         raw, slope = tf.constant(gradient, tf.float32), 1.0
@@ -146,7 +151,7 @@ def test_muon_renormalises_the_filters_and_moves_them_along_the_orthogonalised_m
     start = generator.standard_normal((3, 3, 4, 6))
     gradients = generator.standard_normal((3, *start.shape))
     filters, shift = tf.Variable(start.astype(np.float32)), tf.Variable([1.0])
-    muon = Muon(0.24, 0.85, filter_momentum=0.6)
+    muon = Muon(0.24, 0.85, is_filter=[True, False], filter_momentum=0.6)
     weights, velocity, other, other_velocity = start.copy(), 0.0, 1.0, 0.0
     for gradient in gradients:
         muon.apply([tf.constant(gradient, tf.float32), tf.constant([0.5])], [filters, shift])
@@ -160,38 +165,138 @@ def test_muon_renormalises_the_filters_and_moves_them_along_the_orthogonalised_m
     np.testing.assert_allclose(shift.numpy(), [other], rtol=1e-5)
 
 
-class Named(NamedTuple):
-    """What plans need of a variable."""
+# ---- which weight learns how -------------------------------------------------------------------------------
 
-    path: str
-    shape: tuple
+
+class Front(layers.Whiten):
+    """A whitening that goes by another name."""
+
+
+class Last(layers.Head):
+    """A head that goes by another name."""
+
+
+class Net(tf.keras.Model):
+    """Each kind of weight once, in layers held by an attribute or in a list, of whatever names."""
+
+    def __init__(self, front, last, in_list):
+        super().__init__()
+        inner = [layers.Conv(4, Uniform(0, 0)), layers.BatchNorm(Style(), Uniform(0, 0))]
+        self.kernel_of_shift = front(2, 5e-4, 10, both_signs=True)
+        if in_list:
+            self.scale = inner
+        else:
+            self.first, self.second = inner
+        self.inner = lambda: inner  # a function: Keras does not look into it
+        self.whiten_bias = last(10, Uniform(0, 1), bias=True)
+
+    def call(self, images, training=False):
+        x = self.kernel_of_shift(images)
+        for layer in self.inner():
+            x = layer(x)
+        return self.whiten_bias(tf.reduce_max(x, [1, 2]))
+
+
+def made(*arguments):
+    network = Net(*arguments)
+    network(tf.zeros([1, 8, 8, 3]))
+    return network
+
+
+@pytest.mark.parametrize("arguments", [(layers.Whiten, layers.Head, False), (Front, Last, True)])
+def test_a_weights_role_is_its_layers_and_no_matter_of_names(arguments):
+    network = made(*arguments)
+    inner = network.inner()
+    expected = [
+        (network.kernel_of_shift.bias, Role.WHITENING_BIAS), (inner[0].kernel, Role.FILTER),
+        (inner[1].scale, Role.SCALE), (inner[1].shift, Role.SHIFT), (network.whiten_bias.kernel, Role.HEAD),
+        (network.whiten_bias.bias, Role.SHIFT),
+    ]  # fmt: skip
+    expected = {id(weight): role for weight, role in expected}
+    assert layers.roles(network) == [expected[id(weight)] for weight in network.trainable_variables]
+    assert len(expected) == len(network.trainable_variables)
+
+
+def test_keras_own_layers_have_roles_and_an_unknown_weight_is_refused():
+    network = tf.keras.Sequential([tf.keras.layers.Conv2D(2, 3), tf.keras.layers.Flatten(), tf.keras.layers.Dense(2)])
+    network(tf.zeros([1, 4, 4, 3]))
+    assert layers.roles(network) == [Role.FILTER, Role.SHIFT, Role.HEAD, Role.SHIFT]
+    network.add(tf.keras.layers.PReLU())
+    network(tf.zeros([1, 4, 4, 3]))
+    with pytest.raises(TypeError, match=r"alpha is not known; say it in _roles_in of lab/ladder/layers\.py"):
+        layers.roles(network)
 
 
 def test_the_speedruns_rates_at_every_step_are_the_originals():
-    variables = [
-        Named("net/whiten/bias", (24,)), Named("net/group1/conv/kernel", (3, 3, 24, 64)),
-        Named("net/group1/norm/shift", (64,)), Named("net/head/kernel", (256, 10)),
-    ]  # fmt: skip
-    options = recipes.resolve("speedrun", train_eager.constants())
-    plans = optimizer.plans(options, variables, schedule.parse(options.knots))
-    made = optimizer.make(options, plans, 25)
-    found = np.array([[float(rate(step)) for step in range(200)] for rate in made.rates])
-    steps = np.arange(200)
-    expected = [
-        0.053 * np.maximum(0, 1 - steps / 75), 0.24 * (1 - steps / 200),
-        0.053 * (1 - steps / 200), 0.67 * (1 - steps / 200),
-    ]  # fmt: skip
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    speedrun, network = options("speedrun"), made(Front, Last, True)
+    found, decays = optimizers.make(speedrun, network, 25)
+    steps, rates = np.arange(200), dict(zip(layers.roles(network), found.rates, strict=True))
+    expected = {
+        Role.WHITENING_BIAS: 0.053 * np.maximum(0, 1 - steps / 75), Role.FILTER: 0.24 * (1 - steps / 200),
+        Role.SHIFT: 0.053 * (1 - steps / 200), Role.SCALE: 0.053 * (1 - steps / 200),
+        Role.HEAD: 0.67 * (1 - steps / 200),
+    }  # fmt: skip
+    for role, values in expected.items():
+        np.testing.assert_allclose([rates[role](step) for step in steps], values, rtol=1e-4, atol=1e-6)
     # In units of the summed loss the decay is 2e-6 * 2000 over the rate, and the filters have none.
-    decays = [plan.decay * options.batch_size for plan in plans]
-    np.testing.assert_allclose(decays, [0.004 / 0.053, 0, 0.004 / 0.053, 0.004 / 0.67])
+    share = {Role.FILTER: 0, Role.HEAD: 0.004 / 0.67}
+    np.testing.assert_allclose(decays, [share.get(role, 0.004 / 0.053) for role in layers.roles(network)])
+    is_filter = [role is Role.FILTER for role in layers.roles(network)]
+    assert isinstance(found, Muon) and list(found.is_filter) == is_filter and found.filter_momentum == 0.6
 
 
 def test_post_8_moves_the_shifts_64_times_as_fast():
-    variables = [Named("net/norm/shift", (8,)), Named("net/conv/kernel", (3, 3, 3, 8))]
-    options = recipes.resolve("tricks-frozen", train_eager.constants())
-    plans = optimizer.plans(options, variables, schedule.triangle(17, 3.4, 0.6))
-    rates = [float(rate(10)) for rate in optimizer.make(options, plans, 97).rates]
+    network = made(Front, Last, False)
+    found, decays = optimizers.make(options("tricks-frozen"), network, 97)
     plain = np.interp(11 / 97, [0, 3.4, 17], [0, 0.6, 0]) / 512
-    np.testing.assert_allclose(rates, [64 * plain, plain], rtol=1e-5)
-    assert [plan.decay for plan in plans] == [5e-4 / 64, 5e-4]
+    quick = [role in (Role.SHIFT, Role.WHITENING_BIAS) for role in layers.roles(network)]
+    np.testing.assert_allclose([rate(10) for rate in found.rates], plain * np.where(quick, 64, 1), rtol=1e-5)
+    np.testing.assert_allclose(decays, 512 * 5e-4 / np.where(quick, 64, 1))
+    assert found.rate_inside and type(found) is Nesterov
+
+
+def test_lars_knows_the_filters_and_the_decays():
+    network = made(Front, Last, False)
+    found, decays = optimizers.make(options("lars"), network, 97)
+    assert isinstance(found, Lars) and list(found.decays) == decays == [512 * 5e-4] * 6
+    assert list(found.is_filter) == [role is Role.FILTER for role in layers.roles(network)]
+
+
+def test_rates_of_zero_divide_by_nothing():
+    network = made(Front, Last, False)
+    found, decays = optimizers.make(options("speedrun", knots="", learning_rate=0.0, bias_rate=0.0), network, 5)
+    assert all(float(rate(0)) == 0 for rate in found.rates) and np.isfinite(decays).all()
+
+
+# ---- the moving average in the optimizer -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_the_average_follows_each_update_that_is_made(jit, half):
+    """In float16's loss scaling too, where a step that overflows counts neither for the weights nor for the average."""
+    weight = tf.keras.Variable([1.0])
+    average = WeightAverage([weight], keeps=0.5, every=2)
+    optimizer = Nesterov(0.1, 0.0, average=average)
+    optimizer = LossScale(optimizer, initial_scale=8.0) if half else optimizer
+    optimizer.build([weight])
+    step = tf.function(lambda g: optimizer.apply([optimizer.scale_loss(g)], [weight]), jit_compile=jit)
+    gradients = [1.0, 2.0, *([np.inf] if half else []), -4.0, 1.0]
+    for gradient in gradients:
+        step(tf.constant([gradient], tf.float32))
+    # Weights after the sound steps: 0.9, 0.7, 1.1, 1.0; the average moves after the second and the fourth.
+    after_two = 0.25 * 1.0 + 0.75 * 0.7
+    np.testing.assert_allclose(weight.numpy(), [1.0], rtol=1e-6)
+    np.testing.assert_allclose(average.averages[0].numpy(), [0.25 * after_two + 0.75 * 1.0], rtol=1e-6)
+    assert optimizers.average_of(optimizer) is average
+    assert any(v is average.averages[0] for v in optimizer.variables)  # who saves the state saves it
+
+
+def test_it_starts_at_the_network_and_holds_all_that_evaluation_reads():
+    network = networks.make(options("davidnet", width=4), 10, fast=False)
+    found, _ = optimizers.make(options("davidnet", ema_every=5), network, 10)
+    names = {id(weight): name for name, weight in networks.evaluated_variables(network).items()}
+    assert sorted(names[id(weight)] for weight in found.average.followed) == sorted(names.values())
+    for average, weight in zip(found.average.averages, found.average.followed, strict=True):
+        np.testing.assert_array_equal(average, weight)
+    assert optimizers.make(options("davidnet"), network, 10)[0].average is None

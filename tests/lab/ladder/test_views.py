@@ -1,28 +1,12 @@
-"""The loss against NumPy."""
+"""Views of an image: their logits against NumPy, and the accuracy that they give."""
+
+from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
-from lab.ladder.evaluation import count_correct, cross_entropy_sum, view_logits
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_cross_entropy_is_summed_smoothed_and_blind_to_filling(smoothing):
-    generator = np.random.default_rng(0)
-    logits = generator.standard_normal((8, 10)) * 3
-    labels = np.array([3, 1, 4, 1, 5, 9, -1, -1])
-    log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    expected = 0.0
-    for row, label in zip(log_probabilities[:6], labels[:6], strict=True):
-        expected -= (1 - smoothing) * row[label] + smoothing * row.mean()
-    value = cross_entropy_sum(tf.constant(logits, tf.float32), tf.constant(labels), smoothing)
-    assert float(value) == pytest.approx(expected, rel=1e-6)
-
-
-def test_hits_are_counted_and_filling_never_hits():
-    logits = tf.constant([[0.0, 2.0, 1.0], [5.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    assert int(count_correct(logits, tf.constant([1, 2, -1]))) == 1
+from lab.ladder import views
+from lab.ladder.views import view_logits
 
 
 def linear(images, training):
@@ -49,3 +33,34 @@ def test_flip_is_the_mean_of_an_image_and_its_mirror_image_and_none_is_the_image
         view_logits(linear, tf.constant(images), "flip"), (plain + turned) / 2, rtol=1e-4, atol=1e-5
     )
     np.testing.assert_array_equal(view_logits(linear, tf.constant(images), "none"), plain)
+
+
+class Training(SimpleNamespace):
+    """What of a training the views use; told from another by identity."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+def test_the_accuracy_counts_each_test_image_once_and_no_filling():
+    generator = np.random.default_rng(8)
+    images = generator.standard_normal((7, 6, 6, 3)).astype(np.float32)
+    logits = [linear(tf.constant(view), False).numpy() for view in (images, images[:, :, ::-1])]
+    labels = (logits[0].argmax(1) + np.repeat([0, 1], [5, 2])) % 4
+    filled = np.concatenate([images, images[:2]]), np.append(labels, [-1, -1]).astype(np.int32)
+    hits = {"none": logits[0].argmax(1) == labels, "flip": sum(logits).argmax(1) == labels}
+    sums = tf.Variable([0.0, 5.0])  # left over from a warm-up
+
+    def fetch():
+        values = sums.numpy()
+        sums.assign([0.0, 0.0])
+        return values
+
+    training = Training(
+        network=linear, jit=False, strategy=tf.distribute.get_strategy(), sums=sums, fetch=fetch, steps_per_test=3,
+        test_batches=tf.data.Dataset.from_tensor_slices(filled).batch(3), images=SimpleNamespace(test_labels=labels),
+    )  # fmt: skip
+    for kind, expected in hits.items():
+        views.warm_up(training, kind)
+        np.testing.assert_allclose(views.accuracy(training, kind), expected.mean())
+    assert hits["none"].mean() != hits["flip"].mean()  # they tell the views apart
