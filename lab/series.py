@@ -131,8 +131,8 @@ def _accuracy(result: Mapping[str, Any]) -> str:
 
 
 def _table(folder: Path) -> str:
-    """report.py's tables of the series, or why there are none: statistics need SciPy."""
+    """The report of the series, or why there are none: statistics need SciPy."""
     try:
         return tables.as_text(evidence.make([folder]))
     except UserError as error:
-        return f"no statistics: {error}; then: python -m lab.report.report {folder}"
+        return f"no statistics: {error}; then: python -m lab report {folder}"

@@ -262,12 +262,13 @@ class Network:
 def _davidnet(options: Any, classes: int, style: Style) -> tf.keras.Model:
     if options.whiten:
         return _variant("residual", "nothing", "residual")(options, classes, style)
+    plain = style == Style(seed=style.seed)
     return model.DavidNet(
         classes,
         width=options.width,
         logit_scale=options.logit_scale,
         seed=options.seed,
-        conv_bn=partial(ConvBN, style=style),
+        conv_bn=model.ConvBN if plain else partial(ConvBN, style=style),  # what stands in model.py is what trains
     )
 
 

@@ -213,7 +213,7 @@ def _speedruns_plan(options: Any, schedule: Knots, role: Role) -> Plan:
     return Plan(shape, options.weight_decay / rate if rate else 0.0)
 
 
-def make(options: Any, network: tf.keras.Model, steps_per_epoch: int) -> tuple[Nesterov, list[float]]:
+def make(options: Any, network: tf.keras.Model, steps_per_epoch: int) -> tuple[Any, list[float]]:
     """What updates the weights, and each weight's decay, both for the gradient of the summed loss.
 
     Args:
@@ -221,6 +221,9 @@ def make(options: Any, network: tf.keras.Model, steps_per_epoch: int) -> tuple[N
             momentum, weight_decay.
         network: with its variables made; call it in the strategy's scope.
     """
+    plain = options.optimizer == "nesterov" and not options.rate_inside and options.bias_factor == 1
+    if plain and not options.knots and not options.ema_every:
+        return train_eager.make_optimizer(options, network, steps_per_epoch)  # what stands there is what trains
     of_weights = roles(network)
     planned = plans(options, of_weights)
     curves = {plan.rate.knots: plan.rate for plan in planned}  # a table for each, not for each weight
@@ -245,5 +248,4 @@ def make(options: Any, network: tf.keras.Model, steps_per_epoch: int) -> tuple[N
 
 def average_of(optimizer: tf.keras.optimizers.Optimizer) -> WeightAverage | None:
     """The moving average that an optimizer of `make` keeps, with float16's loss scaling around it or not."""
-    average: WeightAverage | None = getattr(optimizer, "inner_optimizer", optimizer).average
-    return average
+    return getattr(getattr(optimizer, "inner_optimizer", optimizer), "average", None)

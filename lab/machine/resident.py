@@ -64,10 +64,9 @@ class ResidentBatches(HostBatches):
         return iter(each_replica(self.strategy, self.rows(epoch)[done:], lambda rows: (rows,)))
 
     def decode(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:  # type: ignore[override]  # see open
-        return self.make(rows)
+        return self.make(rows)  # the core's, with `cropped` from below
 
-    def make(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        number, top, left, mirrored, cut_top, cut_left = tf.unstack(rows, axis=1)
+    def cropped(self, number: tf.Tensor, top: tf.Tensor, left: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
         height, width, channels = self.images.train_images.shape[1:]
         pixels = tf.gather(tf.convert_to_tensor(self.pixels), number)
         pixels = tf.reshape(pixels, [-1, height, width, channels])
@@ -80,9 +79,7 @@ class ResidentBatches(HostBatches):
             np.broadcast_to(value.astype(np.float32), [height, width, channels])
             for value in (1 / (255 * self.std), self.mean / self.std)
         )
-        images = tf.cast(pixels, tf.float32) * scale - offset
-        images = cut_out_lines(images, cut_top, cut_left, self.config.cutout)
-        return images, tf.gather(tf.convert_to_tensor(self.labels), number)
+        return tf.cast(pixels, tf.float32) * scale - offset
 
 
 def reflected(index: tf.Tensor, side: int) -> tf.Tensor:
@@ -111,14 +108,3 @@ def take_by_products(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> 
     lines = tf.cast(tf.reshape(images, [-1, height, width * channels]), tf.bfloat16)
     chosen = tf.matmul(tf.matmul(row_of, lines), column_of, transpose_b=True)  # (N, H, W * C)
     return tf.reshape(chosen, [-1, height, width, channels])
-
-
-def cut_out_lines(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, size: int) -> tf.Tensor:
-    """data.cut_out, with all values of a line at once: TensorFlow is slow to spread a mask over three channels."""
-    height, width, channels = images.shape[1:]
-    rows, columns = tf.range(height), tf.repeat(tf.range(width), channels)
-    in_rows = (rows >= top[:, None]) & (rows < top[:, None] + size)  # (N, H)
-    in_columns = (columns >= left[:, None]) & (columns < left[:, None] + size)  # (N, W * C)
-    lines = tf.reshape(images, [-1, height, width * channels])
-    square = in_rows[:, :, None] & in_columns[:, None, :]
-    return tf.reshape(tf.where(square, tf.zeros_like(lines), lines), [-1, height, width, channels])
