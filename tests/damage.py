@@ -26,7 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import faults
 from lab.base.errors import UserError
-from lab.images import formats
+from lab.images import formats, tfrecords
 from lab.images import load as data
 from lab.runs import checkpoint, record
 
@@ -64,7 +64,7 @@ def sources(folder, real=None):
         with tarfile.open(folder / layout.archive, "w:gz") as archive:
             archive.add(batches, layout.folder)
         made.append((f"{kind} archive", folder / layout.archive, [folder / layout.archive], load_data))
-    data.to_tfrecord(data.load(str(folder / "small.npz"), seed=0), str(folder / "records"))
+    tfrecords.write(str(folder / "records"), data.load(str(folder / "small.npz"), seed=0))
     made.append(("tfrecord", folder / "records", sorted((folder / "records").iterdir()), load_data))
     checkpoints = sorted((run / "checkpoints").iterdir())
     made.append(("checkpoint", run, checkpoints, load_checkpoint))
