@@ -447,8 +447,13 @@ class Batches:
     def make(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The batch of these rows (b, 6) of the plan: images float32 (b, 32, 32, 3), labels int32 (b,)."""
         number, top, left, mirrored, cut_top, cut_left = tf.unstack(rows, axis=1)
-        images = crop(tf.gather(self.padded, number), top, left, mirrored)
-        return cut_out(images, cut_top, cut_left, self.config.cutout), tf.gather(self.labels, number)
+        images = self.cropped(number, top, left, mirrored)
+        images = cut_out(images, cut_top, cut_left, self.config.cutout)
+        return images, tf.gather(tf.convert_to_tensor(self.labels), number)
+
+    def cropped(self, number: tf.Tensor, top: tf.Tensor, left: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
+        """Standardised, padded, cropped and mirrored: float32 (b, 32, 32, 3)."""
+        return crop(tf.gather(self.padded, number), top, left, mirrored)
 
     def decode(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """In the compiled step: here nothing is left to do."""
