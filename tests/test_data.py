@@ -1,5 +1,6 @@
 """The core's data: reading it, whatever lies there; an epoch's plan; and its batches, against loops in NumPy."""
 
+import gc
 import hashlib
 import http.server
 import io
@@ -278,6 +279,7 @@ def test_a_damaged_npz_is_refused_in_one_line(tmp_path):
         ):
             path.write_bytes(damaged)
             refused(path)
+    gc.collect()  # here, where the warning is expected, and not in a later test
 
 
 # ---- downloading, from a server on this machine ------------------------------------------------------------
