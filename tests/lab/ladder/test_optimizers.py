@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import train_eager
 from lab.ladder import layers, networks, optimizers, recipes
 from lab.ladder.averaging import WeightAverage
 from lab.ladder.layers import Role, Style
@@ -299,4 +300,18 @@ def test_it_starts_at_the_network_and_holds_all_that_evaluation_reads():
     assert sorted(names[id(weight)] for weight in found.average.followed) == sorted(names.values())
     for average, weight in zip(found.average.averages, found.average.followed, strict=True):
         np.testing.assert_array_equal(average, weight)
-    assert optimizers.make(options("davidnet"), network, 10)[0].average is None
+    assert optimizers.average_of(optimizers.make(options("davidnet"), network, 10)[0]) is None
+    assert optimizers.average_of(optimizers.make(options("lars"), network, 10)[0]) is None
+
+
+def test_davidnets_own_update_is_the_cores():
+    network = networks.make(options("davidnet", width=4), 10, fast=False)
+    found, decays = optimizers.make(options("davidnet"), network, 10)
+    assert type(found) is train_eager.Nesterov and decays == [512 * 5e-4] * 25
+    knots = "0,0 5,0.4 24,0"  # the same, as the lab writes it
+    mine, others = optimizers.make(options("davidnet", knots=knots), network, 10)
+    assert type(mine) is Nesterov and others == decays
+    for step in (0, 7, 49, 50, 51, 239):
+        expected = np.interp((step + 1) / 10, [0, 5, 24], [0, 0.4, 0]) / 512
+        np.testing.assert_allclose([rate(step) for rate in mine.rates], expected, rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(found._learning_rate(step), expected, rtol=1e-6, atol=1e-12)

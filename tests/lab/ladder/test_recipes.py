@@ -108,7 +108,9 @@ def test_every_network_and_optimizer_is_among_those_that_learn():
     assert {one["optimizer"] for one in values} == {"nesterov", "lars", "muon"}
 
 
-@pytest.mark.parametrize("name", LEARNS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("lars", "speedrun") else pytest.param(name, marks=pytest.mark.long) for name in LEARNS]
+)
 def test_it_learns_within_two_steps(name, small_data):
     """A rate that is steady: the loss before the third step is below the first's."""
     rate = {"muon": 0.1, "lars": 0.5, "nesterov": 0.02}[recipes.values(name)["optimizer"]]

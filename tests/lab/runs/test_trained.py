@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import mean_std
 from lab.base.errors import UserError
 from lab.images import load as data
 from lab.runs import record, trained
@@ -48,7 +49,7 @@ def test_result_json_has_what_a_prediction_needs_to_the_last_bit(finished, image
     pixels = images.train_images.reshape(-1, 3)
     np.testing.assert_allclose(found["mean"], pixels.mean(0) / 255, rtol=1e-12)
     np.testing.assert_allclose(found["std"], pixels.std(0) / 255, rtol=1e-12)
-    mean, std = data.mean_std(images.train_images)
+    mean, std = mean_std(images.train_images)
     assert found["mean"] == mean.tolist() and found["std"] == std.tolist()
     assert found["classes"] == ["0", "1", "2", "3"]
 
@@ -83,6 +84,10 @@ def test_the_logits_of_an_image_do_not_depend_on_the_others(run, images, monkeyp
         (lambda folder: change_result(folder, finished=False), "--resume"),
         (lambda folder: change_result(folder, hyperparameters={"width": "4"}), "width is '4'"),
         (lambda folder: change_result(folder, hyperparameters={"network": "resnet"}), "resnet"),
+        (lambda folder: change_result(folder, hyperparameters={"width": 10**6}), "width is 1000000"),
+        (lambda folder: change_result(folder, hyperparameters={"width": 0}), "width is 0"),
+        (lambda folder: change_result(folder, hyperparameters={"celu_alpha": -1.0}), "celu_alpha is -1.0"),
+        (lambda folder: change_result(folder, hyperparameters={"tta": "all"}), "tta is 'all'"),
         (lambda folder: change_result(folder, hyperparameters={"width": 8}), "instead of float32"),
         (lambda folder: change_result(folder, hyperparameters={"whiten": False}), "not of this network"),
         (lambda folder: change_result(folder, data={"classes": ["a"]}), "head/kernel"),
@@ -93,13 +98,15 @@ def test_the_logits_of_an_image_do_not_depend_on_the_others(run, images, monkeyp
         (lambda folder: change_weights(folder, lambda a: a.pop("head/kernel")), "head/kernel is missing"),
         (lambda folder: change_weights(folder, lambda a: a.update(more=np.zeros(2))), "more is not of this"),
         (
+            lambda folder: change_weights(folder, lambda a: a.update({"head/weight": a.pop("head/kernel")})),
+            "older version with other names",
+        ),
+        (
             lambda folder: change_weights(folder, lambda a: a.update({"head/kernel": a["head/kernel"].T})),
             "head/kernel is float32",
         ),
         (
-            lambda folder: change_weights(
-                folder, lambda a: a.update({"head/kernel": a["head/kernel"].astype("f8")})
-            ),
+            lambda folder: change_weights(folder, lambda a: a.update({"head/kernel": a["head/kernel"].astype("f8")})),
             "head/kernel is float64",
         ),
         (
@@ -157,9 +164,7 @@ def test_both_exports_give_the_same_logits_in_a_fresh_process(run, images, tmp_p
     command = [sys.executable, "-c", FRESH, str(folder), str(ROOT)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert (
-        json.loads(done.stdout) == json.loads((folder / "classes.json").read_text()) == ["0", "1", "2", "3"]
-    )
+    assert json.loads(done.stdout) == json.loads((folder / "classes.json").read_text()) == ["0", "1", "2", "3"]
     expected = run.logits(images.test_images[:5])
     with np.load(folder / "answers.npz") as answers:
         for name in ("five", "keras", "predicted"):
