@@ -147,8 +147,11 @@ def _options(recorded: Mapping[str, Any], path: Path) -> dict[str, Any]:
     Raises UserError for a value with which no network can be made.
     """
     known = {item.name: item for group in GROUPS for item in fields(group)}
-    defaults = {name: item.default for name, item in known.items()} | recipes.values(recipes.ROOT) | {"seed": 0}
-    limits = {name: item.metadata for name, item in known.items()} | {"width": {"low": 1, "high": WIDEST}}
+    defaults: dict[str, Any] = (
+        {name: item.default for name, item in known.items()} | recipes.values(recipes.ROOT) | {"seed": 0}
+    )
+    limits: dict[str, Any] = {name: item.metadata for name, item in known.items()}
+    limits["width"] = {"low": 1, "high": WIDEST}
     options = defaults | {name: value for name, value in recorded.items() if name in defaults}
     for name in (*OF_A_NETWORK, "tta"):
         value, default, limit = options[name], defaults[name], limits.get(name, {})
