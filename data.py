@@ -55,21 +55,22 @@ def load(path: str = "") -> Images:
         if path.endswith(".npz"):
             with np.load(path, allow_pickle=False) as file:
                 x_train, y_train, x_test, y_test = map(file.__getitem__, ("x_train", "y_train", "x_test", "y_test"))
-            classes = tuple(str(label) for label in range(int(y_train.max()) + 1))
+            classes = tuple(map(str, range(min(int(y_train.max()) + 1, len(y_train)))))  # no more classes than images
         else:
             folder = Path(path or _downloaded(Path("data")))
             x_train, y_train = _read_batches(folder, [f"data_batch_{number}" for number in range(1, 6)])
             x_test, y_test = _read_batches(folder, ["test_batch"])
             classes = tuple(name.decode() for name in _unpickle(folder / "batches.meta")[b"label_names"])
-    except (OSError, KeyError, ValueError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(f"cannot read --data {path or 'data'}: {error}; give {FOLDER} or an .npz") from None
+    except Exception as error:  # a damaged or foreign file raises many kinds: pickle's, zipfile's, tarfile's, NumPy's
+        why = " ".join(str(error).split())
+        raise UserError(f"cannot read --data {path or 'data'}: {why}; give {FOLDER} or an .npz") from None
     for images, labels in ((x_train, y_train), (x_test, y_test)):
-        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
-            raise UserError(f"images are {images.dtype} {images.shape}; give uint8 (N, 32, 32, 3)")
-    flat = [np.asarray(labels, np.int32).ravel() for labels in (y_train, y_test)]
-    if min(map(np.min, flat)) < 0 or max(map(np.max, flat)) >= len(classes):
-        raise UserError(f"a label is not from 0 to {len(classes) - 1}; number the classes from 0")
-    return Images(x_train, flat[0], x_test, flat[1], classes)
+        if images.dtype != np.uint8 or images.shape != (max(labels.size, 1), 32, 32, 3):
+            raise UserError(f"{labels.size} labels, images {images.dtype} {images.shape}; give uint8 (N, 32, 32, 3)")
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
+            raise UserError(f"a label is no whole number from 0 to {len(classes) - 1}; number the classes from 0")
+    train_labels, test_labels = (labels.astype(np.int32).ravel() for labels in (y_train, y_test))
+    return Images(x_train, train_labels, x_test, test_labels, classes)
 
 
 def _read_batches(folder: Path, names: list[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -99,6 +100,7 @@ def _unpickle(path: Path) -> dict[bytes, Any]:
 def _downloaded(where: Path) -> Path:
     """The folder of CIFAR-10's files below `where`, downloaded and unpacked if it is not there."""
     if not (where / FOLDER).is_dir():
+        where.mkdir(exist_ok=True)  # without it Keras quietly takes /tmp/.keras
         errors = []
         for url in MIRRORS:
             try:
@@ -232,9 +234,10 @@ def each_replica(strategy: tf.distribute.Strategy, steps: NDArray[np.int32], mak
 
     def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
         replicas = context.num_replicas_in_sync
-        parts = steps.reshape(len(steps), replicas, -1, *steps.shape[2:])
+        count, batch, *row = steps.shape
+        parts = steps.reshape(count, replicas, batch // replicas, *row)
         own = np.array_split(parts, context.num_input_pipelines, 1)[context.input_pipeline_id]  # this host's
-        rows = tf.data.Dataset.from_tensor_slices(own.reshape(-1, *own.shape[2:]))
+        rows = tf.data.Dataset.from_tensor_slices(own.reshape(count * own.shape[1], batch // replicas, *row))
         return rows.map(make, tf.data.AUTOTUNE, deterministic=True).prefetch(2 * replicas)
 
     return strategy.distribute_datasets_from_function(pipeline)

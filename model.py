@@ -11,8 +11,8 @@ All convolutions are 3x3, stride 1, zero-padded, without bias; f is conv-BN-ReLU
 it has 6,573,120 trainable parameters.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Uniform(tf.keras.initializers.Initializer):
 
 def initializers(seed: int) -> Iterator[Uniform]:
     """One for each layer, in the order in which the network asks for them."""
-    return (Uniform(seed, index) for index in itertools.count())
+    return (Uniform(seed, index) for index in count())
 
 
 # ---- layers ------------------------------------------------------------------------------------------------
@@ -51,10 +51,7 @@ class BatchNorm(tf.keras.layers.Layer):
     Unlike Keras' layer it reads the batch once, computes in float32 whatever the images' dtype, and its running
     variance is unbiased, n / (n - 1) times the batch's, as in PyTorch. Each of several replicas normalises with the
     statistics of its own part of the batch, as in the originals; the running ones take the replicas' mean.
-
-    Args:
-        momentum: share of the running statistics that a training step keeps.
-        epsilon: added to the variance.
+    `momentum` is the share of the running statistics that a step keeps, `epsilon` is added to the variance.
     """
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5) -> None:
@@ -115,9 +112,6 @@ class ResBlk(tf.keras.Model):
         if self.first is None or self.second is None:
             return x
         return x + self.second(self.first(x, training=training), training=training)
-
-
-# ---- the network -------------------------------------------------------------------------------------------
 
 
 class DavidNet(tf.keras.Model):

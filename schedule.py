@@ -13,11 +13,8 @@ class PiecewiseLinear:
     >>> PiecewiseLinear([(0, 0.0), (5, 0.4), (24, 0.0)])(2.5)
     0.2
 
-    Args:
-        knots: pairs (epoch, rate), at least one: epochs rising from 0 or later, rates from 0, all finite.
-
-    Raises:
-        ValueError: on knots that are not such pairs.
+    `knots` are pairs (epoch, rate), at least one: epochs rising from 0 or later, rates from 0, all finite. Raises
+    ValueError on others.
     """
 
     def __init__(self, knots: Sequence[tuple[float, float]]) -> None:

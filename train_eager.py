@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ class Config:
     epochs: int = option(EPOCHS, "passes over the training set", 1, 100_000)
     batch_size: int = option(BATCH_SIZE, "images a step, over all replicas", 1, 1_000_000)
     learning_rate: float = option(LEARNING_RATE, "its peak, for the gradient of the mean loss", 0, 1e6)
-    warmup_epochs: float = option(WARMUP_EPOCHS, "in which it rises; with --epochs alone they keep their share", 0, 1e5)
+    warmup_epochs: float = option(WARMUP_EPOCHS, "in which the rate rises; keep their share if --epochs change", 0, 1e5)
     momentum: float = option(MOMENTUM, "Nesterov's, with the rate outside the accumulator", 0, 0.9999)
     weight_decay: float = option(WEIGHT_DECAY, "times the weights, added to the gradient of the mean loss", 0, 1e3)
     label_smoothing: float = option(LABEL_SMOOTHING, "share of the target spread over all classes", 0, 0.9999)
@@ -67,7 +67,7 @@ class Config:
     seed: int = option(SEED, "of the weights, the order of the images and their augmentation", 0, 2**31 - 1)
     data: str = option(DATA, "folder cifar-10-batches-py, or an .npz; empty: ./data, or a download to it")
     device: str = option(DEVICE, "auto: TPU, else GPUs, else CPU", choices=("auto", "cpu", "gpu", "tpu"))
-    precision: str = option(PRECISION, "auto: fast", choices=("auto", "float32", "bfloat16", "float16"))
+    precision: str = option(PRECISION, "auto: 16 bits, on a CPU 32", choices=("auto", "float32", "bfloat16", "float16"))
     jit: bool = option(JIT, "compile the step with XLA, where that is faster")
     eager: bool = option(EAGER, "run operation by operation, for debugging; slow")
     stop_after: int = option(STOP_AFTER, "end after so many epochs of the same schedule; 0: at its end", 0, 100_000)
@@ -77,9 +77,9 @@ class Config:
         """Raises ValueError for a value of a wrong type or out of range."""
         for item in fields(self):
             name, value, limits = item.name, getattr(self, item.name), item.metadata
-            kinds = (int, float) if type(item.default) is float else (type(item.default),)
+            kinds = (int, float) if item.type is float else (item.type,)
             if type(value) not in kinds:
-                raise ValueError(f"{name} is {value!r}; give {kinds[-1].__name__}, such as {item.default!r}")
+                raise ValueError(f"{name} is {value!r}; give {item.type.__name__}, such as {item.default!r}")
             if limits["choices"] and value not in limits["choices"]:
                 raise ValueError(f"{name} {value!r} is not known; choose from {', '.join(limits['choices'])}")
             if limits["low"] is not None and not limits["low"] <= value <= limits["high"]:
@@ -96,8 +96,8 @@ def add_flags(parser: Any, options: Any) -> None:
     for item in fields(options):
         limits = item.metadata
         about = limits["about"] + (f"; {limits['low']:g} to {limits['high']:g}" if limits["high"] else "")
-        how: dict[str, Any] = {"type": type(item.default), "choices": limits["choices"] or None}
-        if isinstance(item.default, bool):
+        how: dict[str, Any] = {"type": item.type, "choices": limits["choices"] or None}
+        if item.type is bool:
             how = {"action": argparse.BooleanOptionalAction}
         about = f"{about} (default: {item.default!r})".replace("%", "%%")
         parser.add_argument("--" + item.name.replace("_", "-"), default=argparse.SUPPRESS, help=about, **how)
@@ -133,11 +133,11 @@ def choose_strategy(device: str) -> tf.distribute.Strategy:
             tf.tpu.experimental.initialize_tpu_system(resolver)
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
             why = str(error).partition("\n")[0][:150]
-            raise UserError(f"--device tpu: none answers ({why}); install requirements-tpu.txt") from None
+            raise UserError(f"--device tpu: none answers ({why}); install tensorflow-tpu") from None
         return tf.distribute.TPUStrategy(resolver)
     gpus = [gpu.name for gpu in tf.config.list_logical_devices("GPU")] if device != "cpu" else []
     if device == "gpu" and not gpus:
-        raise UserError("--device gpu: TensorFlow sees none; install requirements-gpu.txt")
+        raise UserError("--device gpu: TensorFlow sees none; install tensorflow[and-cuda]")
     if len(gpus) > 1:
         return tf.distribute.MirroredStrategy(gpus)
     return tf.distribute.OneDeviceStrategy(gpus[0] if gpus else "/cpu:0")
@@ -259,14 +259,12 @@ class Training:
 
     Args:
         config: the hyperparameters.
-        strategy: devices; the default is what config.device says.
-        images: the data set; the default is what config.data says.
+        strategy, images: devices and data set; by default what config.device and config.data say.
         network, optimizer, batches: functions that make DavidNet's ingredients, called in the strategy's scope;
             another recipe hands in its own (see make_network, make_optimizer and data.Batches).
         xla_on_cpu: compile with XLA on a CPU too. TensorFlow's own kernels are faster there for these layers.
 
-    Raises:
-        UserError: if the device or the data is not there, or the batch does not divide.
+    Raises UserError if the device or the data is not there, or the batch does not divide.
     """
 
     def __init__(
@@ -286,6 +284,9 @@ class Training:
         self.replicas = self.strategy.num_replicas_in_sync
         self.kind = tf.DeviceSpec.from_string(self.strategy.extended.worker_devices[0]).device_type
         self.precision = choose_precision(config.precision, self.kind)
+        # What decides which training it is, beside where, how and how long.
+        places = ("data", "device", "precision", "jit", "eager", "stop_after", "checkpoint_dir")
+        self.identity = {name: value for name, value in asdict(config).items() if name not in places}
         count = len(self.images.train_labels)
         self.steps_per_epoch = count // config.batch_size  # the last, partial batch is dropped
         if config.batch_size > count or config.batch_size % self.replicas:
@@ -385,7 +386,7 @@ class Training:
     def save(self, path: Path, rows: list[dict[str, float]]) -> None:
         """Writes the weights, the optimizer's state and the rows so far: all of it or, if interrupted, nothing."""
         variables = [np.asarray(v) for v in (*self.network.variables, *self.optimizer.variables)]
-        about = json.dumps({"config": _identity(self.config), "rows": rows})
+        about = json.dumps({"config": self.identity, "rows": rows})
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".part").open("wb") as file:
             np.savez(file, *variables, about=about)
@@ -393,19 +394,17 @@ class Training:
 
     def restore(self, path: Path) -> list[dict[str, float]]:
         """Goes back to what `save` wrote and returns the rows. Raises UserError if that was another training."""
-        with np.load(path, allow_pickle=False) as saved:
-            about = json.loads(str(saved["about"]))
-            if about["config"] != _identity(self.config):
-                raise UserError(f"{path} is of other hyperparameters, {about['config']}; take another folder")
-            for number, v in enumerate((*self.network.variables, *self.optimizer.variables)):
-                v.assign(saved[f"arr_{number}"])
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            about = json.loads(str(arrays["about"]))
+        except Exception as error:  # zipfile's, NumPy's
+            raise UserError(f"cannot read {path} ({error}); remove it to begin again") from None
+        if about["config"] != self.identity:
+            raise UserError(f"{path} is of other hyperparameters, {about['config']}; take another folder")
+        for number, v in enumerate((*self.network.variables, *self.optimizer.variables)):
+            v.assign(arrays[f"arr_{number}"])
         return list(about["rows"])
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    """The hyperparameters that decide what is trained, and not where or how long."""
-    places = ("data", "device", "precision", "jit", "eager", "stop_after", "checkpoint_dir")
-    return {name: value for name, value in asdict(config).items() if name not in places}
 
 
 def train(**changes: Any) -> tuple[Training, list[dict[str, float]]]:
@@ -415,17 +414,19 @@ def train(**changes: Any) -> tuple[Training, list[dict[str, float]]]:
     training, whose `network` is trained, and the rows. Raises UserError for a wrong value, missing data or device.
     """
     try:
-        epochs = changes.get("epochs", EPOCHS)
-        config = Config(**{"warmup_epochs": WARMUP_EPOCHS / EPOCHS * epochs, **changes})
+        config = Config(**{"warmup_epochs": 0.0, **changes})
+        if "warmup_epochs" not in changes:  # it keeps its share of the epochs
+            config = replace(config, warmup_epochs=WARMUP_EPOCHS / EPOCHS * config.epochs)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
     training, rows = Training(config), []
     checkpoint = Path(config.checkpoint_dir) / "last.npz" if config.checkpoint_dir else None
     if checkpoint and checkpoint.exists():
         rows = training.restore(checkpoint)
-    print(f"{training.replicas} x {training.kind}, {training.precision}; the first epoch's seconds hold compiling")
+    print(f"{training.replicas} x {training.kind}, {training.precision}; the first epoch's seconds include compiling")
     images = training.steps_per_epoch * config.batch_size
-    with tqdm(total=images, unit="images", unit_scale=True, leave=False, disable=None) as bar:
+    watched = sys.stderr.isatty() or "get_ipython" in globals()  # by a person, at a terminal or in a notebook
+    with tqdm(total=images, unit="images", unit_scale=True, leave=False, disable=not watched) as bar:
         for moment in training.run(len(rows) + 1):
             bar.n = moment.step * config.batch_size
             bar.refresh()

@@ -310,9 +310,7 @@ def known(name: str) -> Recipe:
     """The recipe of that name. Raises UserError if there is none."""
     if name not in RECIPES:
         near = nearest(name, RECIPES)
-        raise UserError(
-            f"--recipe {name!r} is not known; {near or 'python -m lab recipes lists them'}"
-        )
+        raise UserError(f"--recipe {name!r} is not known; {near or 'python -m lab recipes lists them'}")
     return RECIPES[name]
 
 
