@@ -197,11 +197,18 @@ class BatchNorm(model.BatchNorm):
         self.style, self.initializer = style, initializer
 
     def build(self, input_shape: Any) -> None:
-        super().build(input_shape)
-        if self.style.random_scales:
-            start = Between(self.style.seed, 1000 + self.initializer.index, 0.0, 1.0)
-            self.scale.assign(start(self.scale.shape))
-        self.scale.trainable = not self.style.frozen_scales
+        # The core's, but for the scale. (To assign it after super().build would be lost: in a network's first call
+        # Keras makes the variables before they may hold anything but their initializer's numbers.)
+        weight = {"shape": (input_shape[-1],), "dtype": "float32", "autocast": False}
+        running = weight | {"trainable": False, "aggregation": "mean"}
+        start = (
+            Between(self.style.seed, 1000 + self.initializer.index, 0.0, 1.0) if self.style.random_scales else "ones"
+        )
+        trainable = not self.style.frozen_scales
+        self.scale = self.add_weight(name="scale", initializer=start, trainable=trainable, **weight)
+        self.shift = self.add_weight(name="shift", initializer="zeros", **weight)
+        self.running_mean = self.add_weight(name="running_mean", initializer="zeros", **running)
+        self.running_variance = self.add_weight(name="running_variance", initializer="ones", **running)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         fast, epsilon, keep = self.style.fast, self.epsilon, self.momentum

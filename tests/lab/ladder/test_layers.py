@@ -1,10 +1,12 @@
 """The layers against NumPy in float64."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from lab.ladder import layers
+from lab.ladder import layers, networks, recipes
 from lab.ladder.layers import Style
 from model import Uniform
 
@@ -109,6 +111,9 @@ def test_frozen_scales_do_not_train_and_random_ones_start_between_0_and_1():
     values = random.scale.numpy()
     assert 0 <= values.min() < 0.02 and 0.98 < values.max() <= 1 and abs(values.mean() - 0.5) < 0.05
     np.testing.assert_array_equal(frozen.scale.numpy(), 1)
+    network = networks.make(SimpleNamespace(**recipes.values("post4-conv3") | {"width": 4, "seed": 2}), 10, fast=False)
+    expected = np.random.default_rng([2, 1000]).uniform(0, 1, 4)  # in a network's first call, too
+    np.testing.assert_array_equal(network.prep.norm.scale, expected.astype(np.float32))
 
 
 def test_celu_and_its_gradient_far_from_zero_too():
