@@ -338,7 +338,8 @@ def say_header(drive: Drive) -> None:
             "recipe": f"{options.recipe}, {options.epochs} epochs, batch {options.batch_size}, seed {options.seed}",
             "data": f"{images.source}: {len(images.train_labels):,} training images, "
             f"{len(images.test_labels):,} {set_name(drive)} images",
-            "network": f"{networks.NETWORKS[options.network].about}, {networks.parameters(training.network):,} parameters",
+            "network": f"{networks.NETWORKS[options.network].about}, "
+            f"{networks.parameters(training.network):,} parameters",
             "changes to davidnet": differences(options) or "none",
             "device": f"{placement.kind} ({placement.reason}), {count} replica{'s' * (count > 1)}, "
             f"{training.precision}, {'XLA' if compiles else 'no XLA'}",

@@ -1,6 +1,7 @@
 """How the programs start: the flags are read before TensorFlow loads, so that -h and a mistake are answered at once."""
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -43,4 +44,5 @@ def flags(config: Any, add_flags: Callable[[Any, Any], None]) -> Parser:
 
 def load(name: str) -> Any:
     """A module of the lab by its name: imported only now, since it needs TensorFlow and its caller does not."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; errors still show
     return importlib.import_module(name)
