@@ -36,9 +36,7 @@ def parse(text: str) -> Knots:
         pairs = [tuple(float(number) for number in pair.split(",")) for pair in text.split()]
         return Knots([(epoch, rate) for epoch, rate in pairs])
     except ValueError as error:
-        raise UserError(
-            f"--knots {text!r} is not pairs like '0,0 5,0.4 24,0' ({error}); correct it"
-        ) from None
+        raise UserError(f"--knots {text!r} is not pairs like '0,0 5,0.4 24,0' ({error}); correct it") from None
 
 
 def as_text(schedule: Knots, rows: int = 25, columns: int = 50) -> str:
@@ -47,8 +45,7 @@ def as_text(schedule: Knots, rows: int = 25, columns: int = 50) -> str:
     rates = schedule(epochs)
     bars = np.rint(columns * rates / max(rates.max(), 1e-30)).astype(int)
     return "\n".join(
-        f"{epoch:7.2f}  {rate:8.5f}  {'#' * bar}"
-        for epoch, rate, bar in zip(epochs, rates, bars, strict=True)
+        f"{epoch:7.2f}  {rate:8.5f}  {'#' * bar}" for epoch, rate, bar in zip(epochs, rates, bars, strict=True)
     )
 
 

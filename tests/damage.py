@@ -132,14 +132,10 @@ def cases(folder, count, generator, real=None, report=print):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=240)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument(
-        "--data", help="a real cifar-10-batches-py to damage a copy of; else small made-up files"
-    )
+    parser.add_argument("--data", help="a real cifar-10-batches-py to damage a copy of; else small made-up files")
     options = parser.parse_args()
     print(f"seed {options.seed}")
     if not options.data:
@@ -147,12 +143,8 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         found = cases(Path(name), options.cases, np.random.default_rng(options.seed), options.data)
     for kind, results in found.items():
-        print(
-            f"{kind:16} {sum(results.values()):4}: {', '.join(f'{n} {what}' for what, n in results.items())}"
-        )
-    print(
-        f"{sum(sum(results.values()) for results in found.values())} cases, none silently wrong, no traceback"
-    )
+        print(f"{kind:16} {sum(results.values()):4}: {', '.join(f'{n} {what}' for what, n in results.items())}")
+    print(f"{sum(sum(results.values()) for results in found.values())} cases, none silently wrong, no traceback")
     return 0
 
 

@@ -125,9 +125,7 @@ def case(folder, data, moment, generator):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
@@ -148,9 +146,7 @@ def main():
             (here := folder / str(number)).mkdir()
             found, killed = case(here, folder / "data.npz", moment, generator)
             kills += killed
-            print(
-                f"case {number}, {moment}: killed {killed} times, {'equal' if found == expected else 'DIFFERENT'}"
-            )
+            print(f"case {number}, {moment}: killed {killed} times, {'equal' if found == expected else 'DIFFERENT'}")
             if found != expected:
                 return 1
     print(f"{kills} kills in {number} runs; all ended with the undisturbed run's weights and rows")

@@ -92,9 +92,7 @@ def choose(device: str, *, tpu: str = "", logical_devices: int = 0) -> Placement
     try:
         strategy = choose_strategy(device)
     except data.UserError:  # only GPUs that were asked for can be missing here
-        raise UserError(
-            f"--device gpu: TensorFlow sees no GPU; {preflight.gpu_remedy(preflight.gather())}"
-        ) from None
+        raise UserError(f"--device gpu: TensorFlow sees no GPU; {preflight.gpu_remedy(preflight.gather())}") from None
     if "GPU" not in strategy.extended.worker_devices[0]:
         return Placement(strategy, "cpu", reason)
     count = strategy.num_replicas_in_sync
@@ -117,9 +115,7 @@ def _tpu(name: str, *, wanted: bool) -> Placement | str:
     except _TPU_ERRORS as error:
         remedy = preflight.tpu_remedy(facts, str(error))
         if name and "tensorflow-tpu" in facts.packages:
-            remedy = (
-                f"no TPU called {name} answers ({str(error)[:150]}); leave --tpu out for this machine's own"
-            )
+            remedy = f"no TPU called {name} answers ({str(error)[:150]}); leave --tpu out for this machine's own"
         if wanted:
             raise UserError(f"--device tpu: {remedy}") from None
         return remedy
@@ -137,9 +133,7 @@ def _logical(device: str, count: int, tpu: str, clustered: bool) -> Placement:
     if device in ("gpu", "tpu") or tpu:
         raise UserError(f"--logical-devices {count} splits a CPU; use --device cpu")
     if clustered:
-        raise UserError(
-            f"--logical-devices {count} is for one process; unset TF_CONFIG, or leave the flag out"
-        )
+        raise UserError(f"--logical-devices {count} is for one process; unset TF_CONFIG, or leave the flag out")
     cpu = tf.config.list_physical_devices("CPU")[0]
     parts = [tf.config.LogicalDeviceConfiguration()] * count
     try:
@@ -163,9 +157,7 @@ def _logical(device: str, count: int, tpu: str, clustered: bool) -> Placement:
 def _workers(device: str, tpu: str, resolver: Any) -> Placement:
     """All GPUs of each worker, or each one's CPU."""
     if device == "tpu" or tpu:
-        raise UserError(
-            "--device tpu does not go with TF_CONFIG or SLURM workers; unset TF_CONFIG, or use srun -n 1"
-        )
+        raise UserError("--device tpu does not go with TF_CONFIG or SLURM workers; unset TF_CONFIG, or use srun -n 1")
     gpus = [] if device == "cpu" else tf.config.list_physical_devices("GPU")
     if device == "gpu" and not gpus:
         raise UserError(f"--device gpu: this worker sees no GPU; {preflight.gpu_remedy(preflight.gather())}")
@@ -179,9 +171,7 @@ def _workers(device: str, tpu: str, resolver: Any) -> Placement:
         with reports_lost_workers():
             strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except RuntimeError as error:
-        raise UserError(
-            f"the workers cannot be joined: {error}; start Python anew and train first of all"
-        ) from None
+        raise UserError(f"the workers cannot be joined: {error}; start Python anew and train first of all") from None
     return Placement(strategy, "gpu" if gpus else "cpu", f"worker {number} of {count}", count, number)
 
 
@@ -227,9 +217,7 @@ def _cluster(device: str) -> Any:
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(**pretended)
         resolver.cluster_spec()  # sets task_id, and which GPUs this task sees
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(
-            f"SLURM's variables do not describe the workers: {error}; start the run with srun"
-        ) from None
+        raise UserError(f"SLURM's variables do not describe the workers: {error}; start the run with srun") from None
     return resolver
 
 
@@ -255,9 +243,7 @@ def check_tf_config(text: str) -> bool:
         raise UserError(f"TF_CONFIG names {', '.join(sorted(others))}; only workers train here: {example}")
     for hosts in cluster.values():
         if not isinstance(hosts, list) or not all(isinstance(host, str) and ":" in host for host in hosts):
-            raise UserError(
-                f"TF_CONFIG lists {hosts!r}, which is no list of host:port; set it like {example}"
-            )
+            raise UserError(f"TF_CONFIG lists {hosts!r}, which is no list of host:port; set it like {example}")
     kind, index = task.get("type"), task.get("index")
     if kind not in cluster or type(index) is not int or not 0 <= index < len(cluster[kind]):
         raise UserError(f"TF_CONFIG's task {task!r} is not one of its cluster; set it like {example}")
@@ -290,9 +276,7 @@ def _parser() -> Parser:
     parser.add_argument("--tpu", default="", metavar="NAME", help="name or address of a TPU")
     parser.add_argument("--logical-devices", type=int, default=0, metavar="N", help="split the CPU into N")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
-    parser.add_argument(
-        "--batch-size", type=int, default=512, metavar="N", help="images a step, over all replicas"
-    )
+    parser.add_argument("--batch-size", type=int, default=512, metavar="N", help="images a step, over all replicas")
     return parser
 
 

@@ -156,18 +156,14 @@ def packages_remedy(facts: Facts) -> str:
     if "libtpu" not in packages:
         return f"tensorflow-tpu {packages['tensorflow-tpu']} is here without libtpu: {install}"
     if packages["libtpu"] != LIBTPU:
-        return (
-            f"libtpu {packages['libtpu']} may not find the TPU, {LIBTPU} belongs to tensorflow-tpu: {install}"
-        )
+        return f"libtpu {packages['libtpu']} may not find the TPU, {LIBTPU} belongs to tensorflow-tpu: {install}"
     return ""
 
 
 def tpu_remedy(facts: Facts, message: str = "") -> str:
     """Why TensorFlow has no TPU here, and the remedy. `message` is its own, if it was asked for one."""
     if "tensorflow-tpu" not in facts.packages:
-        install = (
-            "pip uninstall -y tensorflow, then pip install -r requirements-tpu.txt (Python 3.10 to 3.12)"
-        )
+        install = "pip uninstall -y tensorflow, then pip install -r requirements-tpu.txt (Python 3.10 to 3.12)"
         if facts.has_tpu:
             return (
                 'plain tensorflow has no TPU kernels ("No OpKernel was registered to support Op '
@@ -206,9 +202,7 @@ def kernels_remedy(gpu: Gpu, kernels: Sequence[str]) -> str:
     machine_code = [_target(kernel) for kernel in kernels if kernel.startswith("sm_")]
     if any(target[0] == gpu.capability[0] and target <= gpu.capability for target in machine_code):
         return ""
-    newer = [
-        kernel for kernel in kernels if kernel.startswith("compute_") and _target(kernel) <= gpu.capability
-    ]
+    newer = [kernel for kernel in kernels if kernel.startswith("compute_") and _target(kernel) <= gpu.capability]
     if not newer:
         return f"{what}: this TensorFlow has no kernels for it, only {', '.join(kernels)}: use --device cpu"
     if gpu.capability >= (10, 0):
@@ -247,9 +241,7 @@ def batch_remedy(batch_size: int, replicas: int) -> str:
     return f"batch_size {batch_size} is not divisible by {replicas} replicas; try {' or '.join(near)}"
 
 
-def findings(
-    facts: Facts, kind: str, *, batch_size: int = 0, replicas: int = 1, jit: bool = True
-) -> list[str]:
+def findings(facts: Facts, kind: str, *, batch_size: int = 0, replicas: int = 1, jit: bool = True) -> list[str]:
     """What may go wrong in a run on `kind`, each with its remedy, in a line.
 
     Args:

@@ -167,9 +167,7 @@ def test_two_processes_are_two_workers(scheduler, unused_ports):
 
     environments = [{**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **variables(index)} for index in range(2)]
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", SUM, "0"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, "-c", SUM, "0"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         for environment in environments
     ]
     try:
@@ -198,9 +196,7 @@ def finding(facts: Facts, kind: str, **how) -> str:
 
 
 def test_a_sound_machine_has_no_findings():
-    assert (
-        finding(Facts(PLAIN | {"nvidia-cudnn-cu12": "9.24.0.43"}, kernels=KERNELS, gpus=(H100,)), "gpu") == ""
-    )
+    assert finding(Facts(PLAIN | {"nvidia-cudnn-cu12": "9.24.0.43"}, kernels=KERNELS, gpus=(H100,)), "gpu") == ""
     assert finding(Facts(TPU, tpus=8, has_tpu=True), "tpu", batch_size=512, replicas=8) == ""
 
 

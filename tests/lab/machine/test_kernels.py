@@ -22,9 +22,7 @@ def gradients(function, upstream, *inputs):
     return output, tape.gradient(total, inputs)
 
 
-@pytest.mark.parametrize(
-    ("side", "inputs", "outputs"), [(16, 64, 32), (8, 32, 64), (4, 128, 128), (7, 32, 32)]
-)
+@pytest.mark.parametrize(("side", "inputs", "outputs"), [(16, 64, 32), (8, 32, 64), (4, 128, 128), (7, 32, 32)])
 @pytest.mark.parametrize("jit", [False, True])
 def test_winograd_agrees_with_plain_convolution(side, inputs, outputs, jit):
     generator = np.random.default_rng(side)
@@ -107,9 +105,7 @@ def test_batch_norm_and_its_gradient(shape, offset, fast, jit):
 
     @tf.function(jit_compile=jit)
     def ours(x, scale, shift):
-        return gradients(
-            lambda *args: ops.batch_norm(*args, guess, 1e-5, fast=fast)[0], upstream, x, scale, shift
-        )
+        return gradients(lambda *args: ops.batch_norm(*args, guess, 1e-5, fast=fast)[0], upstream, x, scale, shift)
 
     normal, our_gradients = ours(images, scale, shift)
     reference, references = gradients(

@@ -71,9 +71,7 @@ def test_a_notebooks_kernel_is_left_alone(monkeypatch):
 
 def test_what_is_free_is_given_back():
     command = [sys.executable, "-c", FREED]
-    result = subprocess.run(
-        command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
-    )
+    result = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (0, "")
     full, freed, given_back = map(int, result.stdout.split())  # MiB
     assert full - freed < 20  # free, but still the process's
@@ -109,9 +107,7 @@ def test_a_batch_that_cannot_fit_names_one_that_does(monkeypatch):
     assert memory.check_batch(1000, 2 * 2**20, 1) == ""  # 1.95 GiB
     note = memory.check_batch(2000, 2 * 2**20, 1)  # 3.9 GiB may fit, in 0.5 times of it
     assert "takes about 3.9 GiB, 2.0 are available; if it does not fit, try --batch-size 819" in note
-    with pytest.raises(
-        UserError, match=r"--batch-size 8000 takes about 15.6 GiB.*try --batch-size 816$"
-    ) as error:
+    with pytest.raises(UserError, match=r"--batch-size 8000 takes about 15.6 GiB.*try --batch-size 816$") as error:
         memory.check_batch(8000, 2 * 2**20, 8)
     assert error.value.exit_code == Exit.EXHAUSTED == 6
     monkeypatch.setattr(memory, "available_gib", lambda: None)
@@ -126,9 +122,7 @@ def test_a_run_that_does_not_fit_ends_with_6_and_the_batch_it_names_runs(
     monkeypatch.setattr(memory, "available_gib", lambda: 0.005)
     assert command_line([*flags, "--out", str(tmp_path / "one")]) == 6
     error = capsys.readouterr().err
-    found = re.fullmatch(
-        r"--batch-size 64 takes about 0\.0 GiB, 0\.0 are available; try --batch-size (\d+)\n", error
-    )
+    found = re.fullmatch(r"--batch-size 64 takes about 0\.0 GiB, 0\.0 are available; try --batch-size (\d+)\n", error)
     assert found and int(found[1]) % 4 == 0 and 0 < int(found[1]) < 64
     assert command_line([*flags, "--batch-size", found[1], "--out", str(tmp_path / "one")]) == 0
 
@@ -138,6 +132,4 @@ def test_a_run_that_does_not_fit_ends_with_6_and_the_batch_it_names_runs(
     monkeypatch.setattr(memory, "available_gib", lambda: None)
     monkeypatch.setattr(drive, "warm_up", exhausted)
     assert command_line([*flags, "--out", str(tmp_path / "three")]) == 6
-    assert capsys.readouterr().err == (
-        "--batch-size 64 does not fit in the memory of the cpu; try --batch-size 32\n"
-    )
+    assert capsys.readouterr().err == ("--batch-size 64 does not fit in the memory of the cpu; try --batch-size 32\n")

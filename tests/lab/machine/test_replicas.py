@@ -85,9 +85,7 @@ def test_without_ghost_groups_each_replica_normalises_its_own_images(trained):
 def test_the_decay_counts_once_whatever_the_number_of_replicas(trained):
     """With a decay so strong that the gradient hardly matters, doubling it would show at once."""
     one, four = trained(1, weight_decay=2.0), trained(4, weight_decay=2.0)
-    norms = [
-        sum(float(np.square(v).sum()) for k, v in run.items() if k.endswith("kernel")) for run in (one, four)
-    ]
+    norms = [sum(float(np.square(v).sum()) for k, v in run.items() if k.endswith("kernel")) for run in (one, four)]
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)
 
 

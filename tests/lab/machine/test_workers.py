@@ -126,9 +126,7 @@ def check_that_both_go_on(flags, tmp_path, workers):
     last = len(saved.about["rows"]) + 2
 
     def sums(*arguments):
-        started = workers(
-            lambda index: ["train_eager.py", *arguments, "--no-jit", "--stop-after", str(last)]
-        )[-2:]
+        started = workers(lambda index: ["train_eager.py", *arguments, "--no-jit", "--stop-after", str(last)])[-2:]
         codes = [process.wait(timeout=400) for process in started]
         assert codes == [0, 0], (tmp_path / "err0").read_text()[-2000:]
         texts = [(tmp_path / f"out{index}").read_text() for index in range(2)]
@@ -136,13 +134,9 @@ def check_that_both_go_on(flags, tmp_path, workers):
 
     resumed = sums("--resume", flags["out"])
     others = {**flags, "out": str(tmp_path / "undisturbed")}
-    undisturbed = sums(
-        *[f"--{key.replace('_', '-')}={value}" for key, value in others.items() if key != "jit"]
-    )
+    undisturbed = sums(*[f"--{key.replace('_', '-')}={value}" for key, value in others.items() if key != "jit"])
     assert len(resumed) == len(undisturbed) == 2 and len({*resumed, *undisturbed}) == 1
-    rows = [
-        json.loads((Path(out) / "result.json").read_text())["epochs"] for out in (flags["out"], others["out"])
-    ]
+    rows = [json.loads((Path(out) / "result.json").read_text())["epochs"] for out in (flags["out"], others["out"])]
     for one, other in zip(*rows, strict=True):
         assert all(one[key] == other[key] for key in one if not key.endswith("seconds"))
 

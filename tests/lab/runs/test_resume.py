@@ -58,9 +58,7 @@ def test_a_signal_saves_and_the_run_goes_on(number, code, pipeline, data, undist
         process.send_signal(number)
         assert process.wait(60) == code, log.read_text()
     text = log.read_text()
-    assert (
-        f"stopped by {number.name} in epoch" in text and f"--resume {out}" in text and "Traceback" not in text
-    )
+    assert f"stopped by {number.name} in epoch" in text and f"--resume {out}" in text and "Traceback" not in text
     assert not json.loads((out / "result.json").read_text())["finished"]
     status, shown, error = faults.run(faults.resume_command(out))
     assert status == 0, shown + error
