@@ -169,7 +169,7 @@ class Drive:
         """Goes back to a checkpoint and prints its rows."""
         self.checkpoints.restore(saved)
         self.progress = Progress(**{name: saved.about[name] for name in Progress.__annotations__})
-        self.training.sums.assign([self.progress.loss_sum, self.progress.correct])
+        self.training.sums.assign(tf.constant([self.progress.loss_sum, self.progress.correct]))
         for row in self.progress.rows:
             console.say(console.row(row))
 
