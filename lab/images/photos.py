@@ -33,10 +33,10 @@ def find(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"cannot read {error.filename}: {error.strerror}; give a folder that can be read")
 
-    found: list[Path] = []
+    paths: list[Path] = []
     for path in map(Path, names):
         if not os.path.isdir(path):
-            found.append(path)
+            paths.append(path)
             continue
         below = [
             Path(folder, name)
@@ -46,8 +46,8 @@ def find(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
         ]
         if not below:
             raise UserError(f"{path} holds no image; give a folder with {', '.join(SUFFIXES)} files")
-        found += sorted(below)
-    return found
+        paths += sorted(below)
+    return paths
 
 
 def read(path: Path) -> NDArray[np.uint8]:

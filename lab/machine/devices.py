@@ -85,10 +85,10 @@ def choose(device: str, *, tpu: str = "", logical_devices: int = 0) -> Placement
         return _workers(device, tpu, resolver)
     reason = "asked for"
     if device in ("auto", "tpu"):
-        found = _tpu(tpu, wanted=device == "tpu" or bool(tpu))
-        if isinstance(found, Placement):
-            return found
-        reason = found
+        placement_or_reason = _tpu(tpu, wanted=device == "tpu" or bool(tpu))
+        if isinstance(placement_or_reason, Placement):
+            return placement_or_reason
+        reason = placement_or_reason
     try:
         strategy = choose_strategy(device)
     except data.UserError:  # only GPUs that were asked for can be missing here

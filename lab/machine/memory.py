@@ -62,7 +62,7 @@ def available_gib() -> float | None:
 
 def _limits_gib() -> list[float]:
     """The limits of this process's control groups, version 2 or 1; a container sees its own as the root."""
-    found = []
+    files = []
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
@@ -70,9 +70,9 @@ def _limits_gib() -> list[float]:
                 root, name = (CGROUPS, "memory.max")
                 if controllers:
                     root, name = CGROUPS / "memory", "memory.limit_in_bytes"
-                found += [root / path.lstrip("/") / name, root / name]
+                files += [root / path.lstrip("/") / name, root / name]
     limits = []
-    for limit in found:
+    for limit in files:
         with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
             limits.append(int(limit.read_text()) / 2**30)
     return limits

@@ -250,20 +250,20 @@ def findings(facts: Facts, kind: str, *, batch_size: int = 0, replicas: int = 1,
         batch_size: global, checked against `replicas`; 0 is not checked.
         jit: whether the step is compiled with XLA.
     """
-    found = []
+    lines: list[str] = []
     if kind == "cpu" and facts.gpus:
-        found.append("the GPU is not used: --device gpu would")
+        lines.append("the GPU is not used: --device gpu would")
     elif kind == "cpu" and facts.has_tpu and not facts.tpus:
-        found.append(f"this machine has a TPU that TensorFlow cannot use: {tpu_remedy(facts)}")
+        lines.append(f"this machine has a TPU that TensorFlow cannot use: {tpu_remedy(facts)}")
     elif kind == "cpu" and facts.has_nvidia:
-        found.append(f"this machine has a GPU that TensorFlow cannot use: {gpu_remedy(facts)}")
+        lines.append(f"this machine has a GPU that TensorFlow cannot use: {gpu_remedy(facts)}")
     elif kind == "cpu" and not facts.tpus:
-        found.append("no accelerator found, so the CPU trains, slowly: on Colab, choose a GPU or TPU runtime")
+        lines.append("no accelerator found, so the CPU trains, slowly: on Colab, choose a GPU or TPU runtime")
     if kind == "tpu" or (kind == "cpu" and not facts.has_tpu):
-        found.append(packages_remedy(facts))
+        lines.append(packages_remedy(facts))
     if kind == "gpu":
-        found += [kernels_remedy(gpu, facts.kernels) for gpu in facts.gpus]
-        found.append(cudnn_remedy(facts) if jit else "")
+        lines += [kernels_remedy(gpu, facts.kernels) for gpu in facts.gpus]
+        lines.append(cudnn_remedy(facts) if jit else "")
     if batch_size:
-        found.append(batch_remedy(batch_size, replicas))
-    return [line for line in found if line]
+        lines.append(batch_remedy(batch_size, replicas))
+    return [line for line in lines if line]

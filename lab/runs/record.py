@@ -137,11 +137,11 @@ def _git(root: Path, *command: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in ("tensorflow", "keras", "numpy", "tensorflow-tpu", "libtpu", "nvidia-cudnn-cu12"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            installed[package] = importlib.metadata.version(package)
+    return installed
 
 
 def hardware(accelerators: Sequence[str] = ()) -> dict[str, Any]:

@@ -209,8 +209,8 @@ def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
             arrays = {name: archive[name] for name in shapes}
         for name, shape in shapes.items():
             if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
-                found = f"{arrays[name].dtype} {arrays[name].shape}"
-                raise ValueError(f"{name} is {found} instead of float32 {shape}")
+                held = f"{arrays[name].dtype} {arrays[name].shape}"
+                raise ValueError(f"{name} is {held} instead of float32 {shape}")
     except (*formats.BROKEN_NPZ, NotImplementedError, RuntimeError, MemoryError) as error:
         raise UserError(f"{path}: {str(error) or 'truncated'}; copy the run's folder again") from None
     except OSError as error:
