@@ -7,7 +7,7 @@ from lab.start import load
 
 TOOLS = {  # name: module, what it does
     "recipes": ("lab.show", "the recipes as a table, how two differ, a network layer by layer"),
-    "schedule": ("lab.schedules", "a learning rate as text or picture"),
+    "schedule": ("lab.ladder.schedules", "a learning rate as text or picture"),
     "preview": ("lab.preview", "training images as the network sees them"),
     "convert": ("lab.convert", "a data set to TFRecords"),
     "devices": ("lab.machine.devices", "what a run would train on, and what is wrong"),

@@ -12,11 +12,10 @@ import tensorflow as tf
 
 import data
 import train_eager
-from lab import schedules
 from lab.base.errors import UserError, nearest
 from lab.images import load
 from lab.images.load import ImageSet
-from lab.ladder import networks, optimizers, recipes
+from lab.ladder import networks, optimizers, recipes, schedules
 from lab.ladder.averaging import WeightAverage
 from lab.machine import devices
 from lab.machine.devices import Placement

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 import train_eager
-from lab import schedules
-from lab.ladder import networks
+from lab.ladder import networks, schedules
 from lab.ladder.averaging import WeightAverage
 from lab.ladder.layers import Role, roles
-from lab.schedules import Knots
+from lab.ladder.schedules import Knots
 from schedule import triangle
 from train_eager import EpochRate
 

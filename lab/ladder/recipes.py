@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lab import schedules
 from lab.base.errors import UserError, nearest
+from lab.ladder import schedules
 from lab.options import NEEDS, OF_A_RECIPE, Ladder, flag
 
 ROOT = "davidnet"

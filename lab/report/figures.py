@@ -20,17 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab import schedules
 from lab.base.errors import Parser, UserError, exits_with_one_line
 from lab.base.files import write_whole
 from lab.images import formats
-from lab.ladder import recipes
+from lab.ladder import recipes, schedules
 from lab.ladder.recipes import RECIPES
+from lab.ladder.schedules import Knots
 from lab.report import groups, predictions
 from lab.report.predictions import Predictions
 from lab.runs import results
 from lab.runs.results import Run
-from lab.schedules import Knots
 from schedule import triangle
 
 # M. Okabe and K. Ito's, "Color Universal Design", 2008: told apart with any colour vision.

@@ -7,11 +7,9 @@ import pytest
 import tensorflow as tf
 
 import data
-
-assemble = pytest.importorskip("lab.assemble")
-
-from lab.ladder import layers, networks, recipes  # noqa: E402
-from lab.ladder.layers import Style  # noqa: E402
+from lab import assemble
+from lab.ladder import layers, networks, recipes
+from lab.ladder.layers import Style
 
 STYLE = {
     "seed": 7, "dropout": 0.25, "pool_first": True, "activation": "celu", "celu_alpha": 0.5, "ghost_groups": 4,
