@@ -34,7 +34,6 @@ STOP_AFTER = 0  #@param {type:"integer"}
 CHECKPOINT_DIR = ""  #@param {type:"string"}
 
 import argparse
-import itertools
 import json
 import os
 import pickle
@@ -42,8 +41,8 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,11 +65,8 @@ class PiecewiseLinear:
     >>> PiecewiseLinear([(0, 0.0), (5, 0.4), (24, 0.0)])(2.5)
     0.2
 
-    Args:
-        knots: pairs (epoch, rate), at least one: epochs rising from 0 or later, rates from 0, all finite.
-
-    Raises:
-        ValueError: on knots that are not such pairs.
+    `knots` are pairs (epoch, rate), at least one: epochs rising from 0 or later, rates from 0, all finite. Raises
+    ValueError on others.
     """
 
     def __init__(self, knots: Sequence[tuple[float, float]]) -> None:
@@ -136,7 +132,7 @@ class Uniform(tf.keras.initializers.Initializer):
 
 def initializers(seed: int) -> Iterator[Uniform]:
     """One for each layer, in the order in which the network asks for them."""
-    return (Uniform(seed, index) for index in itertools.count())
+    return (Uniform(seed, index) for index in count())
 
 
 # ---- layers ------------------------------------------------------------------------------------------------
@@ -148,10 +144,7 @@ class BatchNorm(tf.keras.layers.Layer):
     Unlike Keras' layer it reads the batch once, computes in float32 whatever the images' dtype, and its running
     variance is unbiased, n / (n - 1) times the batch's, as in PyTorch. Each of several replicas normalises with the
     statistics of its own part of the batch, as in the originals; the running ones take the replicas' mean.
-
-    Args:
-        momentum: share of the running statistics that a training step keeps.
-        epsilon: added to the variance.
+    `momentum` is the share of the running statistics that a step keeps, `epsilon` is added to the variance.
     """
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5) -> None:
@@ -212,9 +205,6 @@ class ResBlk(tf.keras.Model):
         if self.first is None or self.second is None:
             return x
         return x + self.second(self.first(x, training=training), training=training)
-
-
-# ---- the network -------------------------------------------------------------------------------------------
 
 
 class DavidNet(tf.keras.Model):
@@ -304,21 +294,22 @@ def load(path: str = "") -> Images:
         if path.endswith(".npz"):
             with np.load(path, allow_pickle=False) as file:
                 x_train, y_train, x_test, y_test = map(file.__getitem__, ("x_train", "y_train", "x_test", "y_test"))
-            classes = tuple(str(label) for label in range(int(y_train.max()) + 1))
+            classes = tuple(map(str, range(min(int(y_train.max()) + 1, len(y_train)))))  # no more classes than images
         else:
             folder = Path(path or _downloaded(Path("data")))
             x_train, y_train = _read_batches(folder, [f"data_batch_{number}" for number in range(1, 6)])
             x_test, y_test = _read_batches(folder, ["test_batch"])
             classes = tuple(name.decode() for name in _unpickle(folder / "batches.meta")[b"label_names"])
-    except (OSError, KeyError, ValueError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(f"cannot read --data {path or 'data'}: {error}; give {FOLDER} or an .npz") from None
+    except Exception as error:  # a damaged or foreign file raises many kinds: pickle's, zipfile's, tarfile's, NumPy's
+        why = " ".join(str(error).split())
+        raise UserError(f"cannot read --data {path or 'data'}: {why}; give {FOLDER} or an .npz") from None
     for images, labels in ((x_train, y_train), (x_test, y_test)):
-        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
-            raise UserError(f"images are {images.dtype} {images.shape}; give uint8 (N, 32, 32, 3)")
-    flat = [np.asarray(labels, np.int32).ravel() for labels in (y_train, y_test)]
-    if min(map(np.min, flat)) < 0 or max(map(np.max, flat)) >= len(classes):
-        raise UserError(f"a label is not from 0 to {len(classes) - 1}; number the classes from 0")
-    return Images(x_train, flat[0], x_test, flat[1], classes)
+        if images.dtype != np.uint8 or images.shape != (max(labels.size, 1), 32, 32, 3):
+            raise UserError(f"{labels.size} labels, images {images.dtype} {images.shape}; give uint8 (N, 32, 32, 3)")
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
+            raise UserError(f"a label is no whole number from 0 to {len(classes) - 1}; number the classes from 0")
+    train_labels, test_labels = (labels.astype(np.int32).ravel() for labels in (y_train, y_test))
+    return Images(x_train, train_labels, x_test, test_labels, classes)
 
 
 def _read_batches(folder: Path, names: list[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -348,6 +339,7 @@ def _unpickle(path: Path) -> dict[bytes, Any]:
 def _downloaded(where: Path) -> Path:
     """The folder of CIFAR-10's files below `where`, downloaded and unpacked if it is not there."""
     if not (where / FOLDER).is_dir():
+        where.mkdir(exist_ok=True)  # without it Keras quietly takes /tmp/.keras
         errors = []
         for url in MIRRORS:
             try:
@@ -481,9 +473,10 @@ def each_replica(strategy: tf.distribute.Strategy, steps: NDArray[np.int32], mak
 
     def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
         replicas = context.num_replicas_in_sync
-        parts = steps.reshape(len(steps), replicas, -1, *steps.shape[2:])
+        count, batch, *row = steps.shape
+        parts = steps.reshape(count, replicas, batch // replicas, *row)
         own = np.array_split(parts, context.num_input_pipelines, 1)[context.input_pipeline_id]  # this host's
-        rows = tf.data.Dataset.from_tensor_slices(own.reshape(-1, *own.shape[2:]))
+        rows = tf.data.Dataset.from_tensor_slices(own.reshape(count * own.shape[1], batch // replicas, *row))
         return rows.map(make, tf.data.AUTOTUNE, deterministic=True).prefetch(2 * replicas)
 
     return strategy.distribute_datasets_from_function(pipeline)
@@ -503,7 +496,7 @@ class Config:
     epochs: int = option(EPOCHS, "passes over the training set", 1, 100_000)
     batch_size: int = option(BATCH_SIZE, "images a step, over all replicas", 1, 1_000_000)
     learning_rate: float = option(LEARNING_RATE, "its peak, for the gradient of the mean loss", 0, 1e6)
-    warmup_epochs: float = option(WARMUP_EPOCHS, "in which it rises; with --epochs alone they keep their share", 0, 1e5)
+    warmup_epochs: float = option(WARMUP_EPOCHS, "in which the rate rises; keep their share if --epochs change", 0, 1e5)
     momentum: float = option(MOMENTUM, "Nesterov's, with the rate outside the accumulator", 0, 0.9999)
     weight_decay: float = option(WEIGHT_DECAY, "times the weights, added to the gradient of the mean loss", 0, 1e3)
     label_smoothing: float = option(LABEL_SMOOTHING, "share of the target spread over all classes", 0, 0.9999)
@@ -515,7 +508,7 @@ class Config:
     seed: int = option(SEED, "of the weights, the order of the images and their augmentation", 0, 2**31 - 1)
     data: str = option(DATA, "folder cifar-10-batches-py, or an .npz; empty: ./data, or a download to it")
     device: str = option(DEVICE, "auto: TPU, else GPUs, else CPU", choices=("auto", "cpu", "gpu", "tpu"))
-    precision: str = option(PRECISION, "auto: fast", choices=("auto", "float32", "bfloat16", "float16"))
+    precision: str = option(PRECISION, "auto: 16 bits, on a CPU 32", choices=("auto", "float32", "bfloat16", "float16"))
     jit: bool = option(JIT, "compile the step with XLA, where that is faster")
     eager: bool = option(EAGER, "run operation by operation, for debugging; slow")
     stop_after: int = option(STOP_AFTER, "end after so many epochs of the same schedule; 0: at its end", 0, 100_000)
@@ -525,9 +518,9 @@ class Config:
         """Raises ValueError for a value of a wrong type or out of range."""
         for item in fields(self):
             name, value, limits = item.name, getattr(self, item.name), item.metadata
-            kinds = (int, float) if type(item.default) is float else (type(item.default),)
+            kinds: tuple[Any, ...] = (int, float) if item.type is float else (item.type,)
             if type(value) not in kinds:
-                raise ValueError(f"{name} is {value!r}; give {kinds[-1].__name__}, such as {item.default!r}")
+                raise ValueError(f"{name} is {value!r}; give {' or '.join(kind.__name__ for kind in kinds)}")
             if limits["choices"] and value not in limits["choices"]:
                 raise ValueError(f"{name} {value!r} is not known; choose from {', '.join(limits['choices'])}")
             if limits["low"] is not None and not limits["low"] <= value <= limits["high"]:
@@ -543,8 +536,8 @@ def add_flags(parser: Any, options: Any) -> None:
     for item in fields(options):
         limits = item.metadata
         about = limits["about"] + (f"; {limits['low']:g} to {limits['high']:g}" if limits["high"] else "")
-        how: dict[str, Any] = {"type": type(item.default), "choices": limits["choices"] or None}
-        if isinstance(item.default, bool):
+        how: dict[str, Any] = {"type": item.type, "choices": limits["choices"] or None}
+        if item.type is bool:
             how = {"action": argparse.BooleanOptionalAction}
         about = f"{about} (default: {item.default!r})".replace("%", "%%")
         parser.add_argument("--" + item.name.replace("_", "-"), default=argparse.SUPPRESS, help=about, **how)
@@ -564,11 +557,11 @@ def choose_strategy(device: str) -> tf.distribute.Strategy:
             tf.tpu.experimental.initialize_tpu_system(resolver)
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
             why = str(error).partition("\n")[0][:150]
-            raise UserError(f"--device tpu: none answers ({why}); install requirements-tpu.txt") from None
+            raise UserError(f"--device tpu: none answers ({why}); install tensorflow-tpu") from None
         return tf.distribute.TPUStrategy(resolver)
     gpus = [gpu.name for gpu in tf.config.list_logical_devices("GPU")] if device != "cpu" else []
     if device == "gpu" and not gpus:
-        raise UserError("--device gpu: TensorFlow sees none; install requirements-gpu.txt")
+        raise UserError("--device gpu: TensorFlow sees none; install tensorflow[and-cuda]")
     if len(gpus) > 1:
         return tf.distribute.MirroredStrategy(gpus)
     return tf.distribute.OneDeviceStrategy(gpus[0] if gpus else "/cpu:0")
@@ -690,14 +683,12 @@ class Training:
 
     Args:
         config: the hyperparameters.
-        strategy: devices; the default is what config.device says.
-        images: the data set; the default is what config.data says.
+        strategy, images: devices and data set; by default what config.device and config.data say.
         network, optimizer, batches: functions that make DavidNet's ingredients, called in the strategy's scope;
             another recipe hands in its own (see make_network, make_optimizer and data.Batches).
         xla_on_cpu: compile with XLA on a CPU too. TensorFlow's own kernels are faster there for these layers.
 
-    Raises:
-        UserError: if the device or the data is not there, or the batch does not divide.
+    Raises UserError if the device or the data is not there, or the batch does not divide.
     """
 
     def __init__(
@@ -717,6 +708,9 @@ class Training:
         self.replicas = self.strategy.num_replicas_in_sync
         self.kind = tf.DeviceSpec.from_string(self.strategy.extended.worker_devices[0]).device_type
         self.precision = choose_precision(config.precision, self.kind)
+        # What decides which training it is, beside where, how and how long.
+        places = ("data", "device", "precision", "jit", "eager", "stop_after", "checkpoint_dir")
+        self.identity = {name: value for name, value in asdict(config).items() if name not in places}
         count = len(self.images.train_labels)
         self.steps_per_epoch = count // config.batch_size  # the last, partial batch is dropped
         if config.batch_size > count or config.batch_size % self.replicas:
@@ -816,7 +810,7 @@ class Training:
     def save(self, path: Path, rows: list[dict[str, float]]) -> None:
         """Writes the weights, the optimizer's state and the rows so far: all of it or, if interrupted, nothing."""
         variables = [np.asarray(v) for v in (*self.network.variables, *self.optimizer.variables)]
-        about = json.dumps({"config": _identity(self.config), "rows": rows})
+        about = json.dumps({"config": self.identity, "rows": rows})
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".part").open("wb") as file:
             np.savez(file, *variables, about=about)
@@ -824,19 +818,17 @@ class Training:
 
     def restore(self, path: Path) -> list[dict[str, float]]:
         """Goes back to what `save` wrote and returns the rows. Raises UserError if that was another training."""
-        with np.load(path, allow_pickle=False) as saved:
-            about = json.loads(str(saved["about"]))
-            if about["config"] != _identity(self.config):
-                raise UserError(f"{path} is of other hyperparameters, {about['config']}; take another folder")
-            for number, v in enumerate((*self.network.variables, *self.optimizer.variables)):
-                v.assign(saved[f"arr_{number}"])
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            about = json.loads(str(arrays["about"]))
+        except Exception as error:  # zipfile's, NumPy's
+            raise UserError(f"cannot read {path} ({error}); remove it to begin again") from None
+        if about["config"] != self.identity:
+            raise UserError(f"{path} is of other hyperparameters, {about['config']}; take another folder")
+        for number, v in enumerate((*self.network.variables, *self.optimizer.variables)):
+            v.assign(arrays[f"arr_{number}"])
         return list(about["rows"])
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    """The hyperparameters that decide what is trained, and not where or how long."""
-    places = ("data", "device", "precision", "jit", "eager", "stop_after", "checkpoint_dir")
-    return {name: value for name, value in asdict(config).items() if name not in places}
 
 
 def train(**changes: Any) -> tuple[Training, list[dict[str, float]]]:
@@ -846,17 +838,19 @@ def train(**changes: Any) -> tuple[Training, list[dict[str, float]]]:
     training, whose `network` is trained, and the rows. Raises UserError for a wrong value, missing data or device.
     """
     try:
-        epochs = changes.get("epochs", EPOCHS)
-        config = Config(**{"warmup_epochs": WARMUP_EPOCHS / EPOCHS * epochs, **changes})
+        config = Config(**{"warmup_epochs": 0.0, **changes})
+        if "warmup_epochs" not in changes:  # it keeps its share of the epochs
+            config = replace(config, warmup_epochs=WARMUP_EPOCHS / EPOCHS * config.epochs)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
     training, rows = Training(config), []
     checkpoint = Path(config.checkpoint_dir) / "last.npz" if config.checkpoint_dir else None
     if checkpoint and checkpoint.exists():
         rows = training.restore(checkpoint)
-    print(f"{training.replicas} x {training.kind}, {training.precision}; the first epoch's seconds hold compiling")
+    print(f"{training.replicas} x {training.kind}, {training.precision}; the first epoch's seconds include compiling")
     images = training.steps_per_epoch * config.batch_size
-    with tqdm(total=images, unit="images", unit_scale=True, leave=False, disable=None) as bar:
+    watched = sys.stderr.isatty() or "get_ipython" in globals()  # by a person, at a terminal or in a notebook
+    with tqdm(total=images, unit="images", unit_scale=True, leave=False, disable=not watched) as bar:
         for moment in training.run(len(rows) + 1):
             bar.n = moment.step * config.batch_size
             bar.refresh()
