@@ -66,6 +66,7 @@ def test_they_train_and_leave_nothing_behind(alone, small_data):
         assert {name: printed[name] for name in row} == {name: f"{value:.4g}" for name, value in row.items()}
 
 
+@pytest.mark.long
 def test_a_second_call_goes_on_where_the_first_one_stopped(alone, small_data, tmp_path):
     """Rows and weights are those of a training that nothing disturbed."""
     train_eager.train(data=small_data, checkpoint_dir=str(tmp_path / "undisturbed"), **SMALL)
@@ -83,6 +84,7 @@ def test_a_second_call_goes_on_where_the_first_one_stopped(alone, small_data, tm
         train_eager.train(data=small_data, checkpoint_dir=str(alone / "stopped"), **SMALL | {"seed": 8})
 
 
+@pytest.mark.long
 def test_an_edited_constant_counts_like_its_flag(alone, small_data):
     """Colab's form writes a whole number without a point, as here the learning rate."""
     edits = {"EPOCHS": 2, "BATCH_SIZE": 16, "WIDTH": 4, "LEARNING_RATE": 1, "SEED": 7, "DATA": small_data}
@@ -96,6 +98,7 @@ def test_an_edited_constant_counts_like_its_flag(alone, small_data):
     assert rows == without_times(expected)
 
 
+@pytest.mark.long
 def test_a_flag_goes_before_an_edited_constant(alone, small_data):
     """The warm-up, edited in epochs, keeps the share that it has of the edited epochs."""
     edit(alone / "train_eager.py", {"WARMUP_EPOCHS": 1, "EPOCHS": 2, "LEARNING_RATE": 1})

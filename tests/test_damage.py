@@ -1,6 +1,7 @@
 """Files that are cut or have a bit flipped; tests/damage.py makes as many cases as you like."""
 
 import numpy as np
+import pytest
 
 import damage
 from lab.images import formats
@@ -8,6 +9,7 @@ from lab.images import formats
 SEED = 20191122
 
 
+@pytest.mark.long
 def test_damage_is_refused_or_said(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "IMAGES_PER_FILE", 20)
     monkeypatch.setattr(formats, "PUBLISHED_MD5", dict(formats.PUBLISHED_MD5))

@@ -718,6 +718,7 @@ sys.exit(train_eager.main())
 """
 
 
+@pytest.mark.long
 def test_the_four_files_alone_start_nothing_when_imported_and_train_when_asked(tmp_path, small_data):
     for name in FILES:
         shutil.copy(CORE / name, tmp_path)

@@ -48,6 +48,7 @@ def rows(out):
     ]
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_the_run_with_5_and_room_lets_it_go_on(short, disk, tmp_path, main, command_line):
     folder, remount = disk
     code, _, error = main(short, folder / "run", epochs=9, keep=99)

@@ -155,6 +155,7 @@ print(json.dumps(model.description.classes))
 """
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' variables, NumPy 2
 def test_both_exports_give_the_same_logits_in_a_fresh_process(run, images, tmp_path):
     folder = tmp_path / "model"
