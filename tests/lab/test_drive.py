@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("lab.drive")
-
 from lab import assemble, command, drive
 from lab.runs import record
 
@@ -75,19 +73,24 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(short):
     assert losses_of(short, "c", seed=1) != first
 
 
+WAYS = {
+    "host pipeline": {"pipeline": "host"},
+    "compiled": {"jit": True},
+    "eager": {"eager": True},
+    "fast operations": {"jit": True, "pipeline": "device", "operations": "fast"},
+    "plain operations": {"jit": True, "operations": "plain"},
+}
+
+
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
-def test_every_way_to_compute_gives_the_same_losses(short):
+@pytest.mark.parametrize(
+    "name", [name if name == "host pipeline" else pytest.param(name, marks=pytest.mark.long) for name in WAYS]
+)
+def test_every_way_to_compute_gives_the_same_losses(short, name):
     # Few steps at a low rate: rounding that decides a tie in a pool grows a thousandfold with each step.
     short |= {"learning_rate": 0.02, "batch_size": 40, "epochs": 1}
     first = losses_of(short, "graph")
-    for name, changes in {
-        "host pipeline": {"pipeline": "host"},
-        "compiled": {"jit": True},
-        "eager": {"eager": True},
-        "fast operations": {"jit": True, "pipeline": "device", "operations": "fast"},
-        "plain operations": {"jit": True, "operations": "plain"},
-    }.items():
-        assert losses_of(short, name, **changes) == pytest.approx(first, rel=1e-3), name
+    assert losses_of(short, name, **WAYS[name]) == pytest.approx(first, rel=1e-3)
 
 
 def test_warming_up_changes_nothing_and_traces_once(short):
@@ -114,6 +117,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_try(short, capsys, 
     assert "epoch" in error and "--learning-rate" in error and len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_cleanly_and_keeps_the_epochs_that_had_ended(short):
     code = (
         "import sys, train_eager\n"

@@ -65,6 +65,7 @@ def test_the_table_is_scipys(done, options, capsys):
         assert f"{100 * number:.3f}" in line or f"{100 * number:.2f}" in line, (number, line)
 
 
+@pytest.mark.long
 def test_an_interrupted_series_goes_on_and_can_be_longer(done, options, tmp_path, monkeypatch):
     folder, found, _ = done
     own = tmp_path / "series"
@@ -89,6 +90,7 @@ def test_an_interrupted_series_goes_on_and_can_be_longer(done, options, tmp_path
         assert weights(own / f"seed-{seed}") == weights(folder / f"seed-{seed}")
 
 
+@pytest.mark.long
 def test_a_run_goes_on_from_its_checkpoint_within_a_series(done, options, tmp_path, monkeypatch):
     folder = done[0]
     own, save = tmp_path / "series", Drive._save
@@ -143,6 +145,7 @@ def test_what_does_not_go_is_one_line(done, options, tmp_path, monkeypatch):
         command.train(**options, runs=2, out=str(tmp_path / "none"))
 
 
+@pytest.mark.long
 def test_images_drawn_by_the_seed_are_drawn_anew(tmp_path):
     found = command.train(
         data="synthetic", limit_train=64, limit_test=16, device="cpu", width=2, batch_size=32, epochs=1,

@@ -58,6 +58,7 @@ def workers(tmp_path):
         process.wait()
 
 
+@pytest.mark.long
 def test_two_workers_train_as_one_does_and_the_first_writes(short, tmp_path, workers):
     # Five steps: rounding that decides a tie in a pool grows a thousandfold with each step after it.
     short |= {"ghost_groups": 2, "learning_rate": 0.02, "epochs": 1}
@@ -95,6 +96,7 @@ def test_two_workers_train_as_one_does_and_the_first_writes(short, tmp_path, wor
     assert len(sums) == 2 and sums[0] == sums[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_worker_that_is_killed_ends_the_other_with_exit_4(short, tmp_path, workers, victim):
     flags = {**short, "epochs": 5000, "out": str(tmp_path / "run")}

@@ -32,6 +32,7 @@ def undisturbed(data, tmp_path_factory):
     return faults.left(out)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(3))
 def test_killed_runs_end_with_the_same_weights(number, data, undisturbed, tmp_path):
     """Two kills each; tests/faults.py does as many as you like."""
@@ -47,6 +48,7 @@ def wait_for_row(process, log):
         time.sleep(0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "code", "pipeline"), [(signal.SIGTERM, 143, "host"), (signal.SIGINT, 130, "device")]
 )
