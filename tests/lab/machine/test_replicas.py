@@ -57,6 +57,7 @@ def trained(small_data, tmp_path_factory):
     return get
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("replicas", [2, 4])
 @pytest.mark.parametrize("pipeline", ["host", "device"])
 def test_losses_weights_and_statistics_are_one_replicas(trained, replicas, pipeline):
@@ -69,6 +70,7 @@ def test_losses_weights_and_statistics_are_one_replicas(trained, replicas, pipel
         np.testing.assert_allclose(several[path], value, atol=2e-3 * scale + 1e-5, err_msg=path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_davidnets_first_steps_and_its_later_losses_are_one_replicas(trained, replicas):
     one, several = trained(1)["losses"], trained(replicas)["losses"]
@@ -76,12 +78,14 @@ def test_davidnets_first_steps_and_its_later_losses_are_one_replicas(trained, re
     np.testing.assert_allclose(several, one, rtol=1e-2)
 
 
+@pytest.mark.long
 def test_without_ghost_groups_each_replica_normalises_its_own_images(trained):
     one, two = trained(1, ghost_groups=0), trained(2, ghost_groups=0)
     assert np.abs(two["losses"] / one["losses"] - 1).max() > 1e-3
     assert np.isfinite(two["losses"]).all()
 
 
+@pytest.mark.long
 def test_the_decay_counts_once_whatever_the_number_of_replicas(trained):
     """With a decay so strong that the gradient hardly matters, doubling it would show at once."""
     one, four = trained(1, weight_decay=2.0), trained(4, weight_decay=2.0)
