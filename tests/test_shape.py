@@ -26,13 +26,6 @@ TREES = {module: ast.parse(source) for module, source in SOURCES.items()}
 LAB = [module for module in MODULES if module not in CORE]
 
 
-def but(modules, **exceptions):
-    """The modules as parameters; those of `exceptions`, dots written __, may still fail, with the reason given."""
-    reasons = {name.replace("__", "."): reason for name, reason in exceptions.items()}
-    marks = {name: pytest.mark.xfail(reason=reason, strict=False) for name, reason in reasons.items()}
-    return [pytest.param(name, marks=marks[name]) if name in marks else name for name in modules]
-
-
 def floor(module):
     if module in CORE:
         return 0
@@ -108,7 +101,7 @@ def test_a_file_of_the_lab_has_at_most_500_lines(module):
     assert SOURCES[module].count("\n") <= 500
 
 
-@pytest.mark.parametrize("module", but(MODULES, lab__machine__kernels="batch_norm, 64: its gradient stands within"))
+@pytest.mark.parametrize("module", MODULES)
 def test_a_function_has_at_most_60_lines(module):
     long = {f.name: f.end_lineno - f.lineno + 1 for f in functions(module) if f.end_lineno - f.lineno >= 60}
     assert not long

@@ -63,6 +63,10 @@ def max_pool(images: tf.Tensor, size: int, *, fast: bool) -> tf.Tensor:
 PARTS = 16  # into which a sum over rows is cut; XLA fuses the addition of so many slices into one loop
 
 
+def _single(array: tf.Tensor) -> tf.Tensor:
+    return tf.cast(array, tf.float32)
+
+
 def _channel_sum(term: Callable[..., tf.Tensor], *arrays: tf.Tensor, fast: bool) -> tf.Tensor:
     """Sum of term(*arrays), arrays (G, rows, C), over the rows, in float32: (G, 1, C).
 
@@ -112,30 +116,23 @@ def batch_norm(
 
     @tf.custom_gradient
     def normalise(images: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> Any:
-        count = tf.cast(tf.size(images) // (groups * channels), tf.float32)
+        count = _single(tf.size(images) // (groups * channels))
         rows = tf.reshape(images, [groups, -1, channels])
-
-        def centred(part: tf.Tensor) -> tf.Tensor:
-            return tf.cast(part, tf.float32) - guess
-
-        offset = _channel_sum(centred, rows, fast=fast) / count  # (groups, 1, C)
-        squares = _channel_sum(lambda part: tf.square(centred(part)), rows, fast=fast)
+        offset = _channel_sum(lambda part: _single(part) - guess, rows, fast=fast) / count  # (groups, 1, C)
+        squares = _channel_sum(lambda part: tf.square(_single(part) - guess), rows, fast=fast)
         variance = tf.maximum(squares / count - tf.square(offset), 0.0)
         mean, inverse = guess + offset, tf.math.rsqrt(variance + epsilon)
         factor = scale * inverse
-        normal = (tf.cast(rows, tf.float32) - mean) * factor + shift
+        normal = (_single(rows) - mean) * factor + shift
 
         def gradient(upstream: tf.Tensor, *_: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             above = tf.reshape(upstream, [groups, -1, channels])
-
-            def product(above: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
-                return tf.cast(above, tf.float32) * (tf.cast(part, tf.float32) - mean)
-
-            shift_gradient = _channel_sum(lambda part: tf.cast(part, tf.float32), above, fast=fast)
-            scale_gradient = _channel_sum(product, above, rows, fast=fast) * inverse
+            products = _channel_sum(lambda up, part: _single(up) * (_single(part) - mean), above, rows, fast=fast)
+            shift_gradient = _channel_sum(_single, above, fast=fast)
+            scale_gradient = products * inverse
             level, slope = shift_gradient / count, scale_gradient / count
-            tilt = (tf.cast(rows, tf.float32) - mean) * (slope * inverse)
-            change = (tf.cast(above, tf.float32) - level - tilt) * factor
+            tilt = (_single(rows) - mean) * (slope * inverse)
+            change = (_single(above) - level - tilt) * factor
             change = tf.reshape(tf.cast(change, images.dtype), tf.shape(images))
             return change, *(tf.reduce_sum(part, [0, 1]) for part in (scale_gradient, shift_gradient))
 
