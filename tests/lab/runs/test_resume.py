@@ -143,6 +143,7 @@ def test_auto_takes_the_newest_unfinished_run_or_starts_one(short, tmp_path, mon
     assert len(list(Path("runs").iterdir())) == 2
 
 
+@pytest.mark.long
 def test_another_number_of_replicas_sees_the_same_batches(data, tmp_path):
     """Plain steps and the same ghost groups: 2 replicas go on from 1's checkpoint to the same weights, to rounding."""
     flags = ["--ghost-groups", 2, "--learning-rate", 0.02]
