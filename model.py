@@ -22,7 +22,7 @@ import tensorflow as tf
 
 
 class Uniform(tf.keras.initializers.Initializer):
-    """PyTorch's default for convolutions and linear layers: uniform in +-1/sqrt(fan_in).
+    """Uniform in +-1/sqrt(fan_in), PyTorch's default, with which DavidNet's results were made.
 
     fan_in is the product of all axes but the last: 3 * 3 * inputs, or inputs. The numbers are NumPy's, keyed by
     (seed, index), and so the same on every device and version of TensorFlow.
@@ -50,7 +50,7 @@ class BatchNorm(tf.keras.layers.Layer):
 
     Unlike Keras' layer it reads the batch once, computes in float32 whatever the images' dtype, and its running
     variance is unbiased, n / (n - 1) times the batch's, as in PyTorch. Each of several replicas normalises with the
-    statistics of its own part of the batch, as in the originals; the running ones take the replicas' mean.
+    statistics of its own part of the batch, as Keras does; the running ones take the replicas' mean.
     `momentum` is the share of the running statistics that a step keeps, `epsilon` is added to the variance.
     """
 
@@ -70,10 +70,9 @@ class BatchNorm(tf.keras.layers.Layer):
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         weights = (self.scale, self.shift, self.running_mean, self.running_variance)
         scale, shift, mean, variance = map(tf.convert_to_tensor, weights)
-        # In training the kernel takes the batch's statistics and returns them; else it uses those it is given.
-        moments = (
-            {"mean": tf.zeros([0]), "variance": tf.zeros([0])} if training else {"mean": mean, "variance": variance}
-        )
+        # In training the kernel computes the batch's statistics and returns them; else it uses the running ones.
+        none = tf.zeros([0])
+        moments = {"mean": none, "variance": none} if training else {"mean": mean, "variance": variance}
         normal, batch_mean, batch_variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=images, scale=scale, offset=shift, epsilon=self.epsilon, is_training=training, **moments
         )
@@ -101,11 +100,11 @@ class ConvBN(tf.keras.Model):
 class ResBlk(tf.keras.Model):
     """conv-BN-ReLU and max-pool 2, then x + f(f(x)) if `residual`: (N, H, W, C) -> (N, H/2, W/2, filters)."""
 
-    def __init__(self, filters: int, starts: Iterator[Any], conv_bn: Callable[..., Any], *, residual: bool) -> None:
+    def __init__(self, filters: int, inits: Iterator[Any], conv_bn: Callable[..., Any], *, residual: bool) -> None:
         super().__init__()
-        self.entry = conv_bn(filters, next(starts), pool=True)
-        self.first = conv_bn(filters, next(starts)) if residual else None
-        self.second = conv_bn(filters, next(starts)) if residual else None
+        self.entry = conv_bn(filters, next(inits), pool=True)
+        self.first = conv_bn(filters, next(inits)) if residual else None
+        self.second = conv_bn(filters, next(inits)) if residual else None
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         x = self.entry(images, training=training)
@@ -120,8 +119,8 @@ class DavidNet(tf.keras.Model):
     Args:
         classes: number of classes.
         width: c, the filters of the first convolution; the others have 2, 4 and 8 times as many.
-        logit_scale: times the last layer's outputs: 0.125, since batch norm's scales start at 1 and the logits
-            would start too large (post 4).
+        logit_scale: factor on the last layer's outputs, which would start too large: batch norm's scales are 1
+            ("How to train your ResNet", post 4).
         seed: of the initial weights.
         conv_bn: makes f; called as conv_bn(filters, initializer, pool=...).
     """
@@ -136,12 +135,12 @@ class DavidNet(tf.keras.Model):
         conv_bn: Callable[..., Any] = ConvBN,
     ) -> None:
         super().__init__()
-        starts = initializers(seed)
-        self.prep = conv_bn(width, next(starts))
-        self.layer1 = ResBlk(2 * width, starts, conv_bn, residual=True)
-        self.layer2 = ResBlk(4 * width, starts, conv_bn, residual=False)
-        self.layer3 = ResBlk(8 * width, starts, conv_bn, residual=True)
-        self.head = tf.keras.layers.Dense(classes, use_bias=False, kernel_initializer=next(starts))
+        inits = initializers(seed)
+        self.prep = conv_bn(width, next(inits))
+        self.layer1 = ResBlk(2 * width, inits, conv_bn, residual=True)
+        self.layer2 = ResBlk(4 * width, inits, conv_bn, residual=False)
+        self.layer3 = ResBlk(8 * width, inits, conv_bn, residual=True)
+        self.head = tf.keras.layers.Dense(classes, use_bias=False, kernel_initializer=next(inits))
         self.logit_scale = logit_scale
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:

@@ -35,22 +35,3 @@ def test_davidnets_triangle_rises_to_its_peak_and_falls_to_nothing():
     assert [rate(epoch) for epoch in (0, 2.5, 5, 14.5, 24)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
     assert triangle(10, 0, 0.4)(0) == pytest.approx(0.4)  # no warm-up: it starts at its peak
     assert triangle(10, 0, 0.4)(5) == pytest.approx(0.2)
-
-
-@pytest.mark.parametrize(
-    ("knots", "words"),
-    [
-        ([], "0 knots"),
-        ([(0, 0), (5, 1), (5, 0)], "5 and 5 do not rise"),
-        ([(3, 0), (2, 1)], "3 and 2 do not rise"),
-        ([(0, float("nan"))], "nan"),
-        ([(float("nan"), 0.1)], "nan"),
-        ([(0, 0.1), (float("inf"), 0)], "inf"),
-        ([(0, -0.1)], "-0.1"),
-        ([(-1, 0.1)], "-1"),
-    ],
-)
-def test_knots_that_are_no_schedule_are_refused_in_one_line(knots, words):
-    with pytest.raises(ValueError, match=words) as error:
-        PiecewiseLinear(knots)
-    assert "\n" not in str(error.value) and ";" in str(error.value)  # and it says what to do

@@ -4,6 +4,9 @@ python -m lab schedule                  # prints DavidNet's curve as text
 python -m lab schedule --plot lr.png    # draws it (needs matplotlib)
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 
 from lab.base.errors import Parser, UserError, exits_with_one_line
@@ -11,7 +14,25 @@ from schedule import PiecewiseLinear
 
 
 class Knots(PiecewiseLinear):
-    """The core's schedule, that can be multiplied and written as text."""
+    """The core's schedule, checked, that can be multiplied and written as text.
+
+    Args:
+        knots: pairs (epoch, rate), at least one: epochs rising from 0 or later, rates from 0, all finite.
+
+    Raises:
+        ValueError: on knots that are not such pairs.
+    """
+
+    def __init__(self, knots: Sequence[tuple[float, float]]) -> None:
+        super().__init__(knots)
+        if not self.knots:
+            raise ValueError("a schedule of 0 knots has no rate; give at least one pair (epoch, rate)")
+        for epoch, rate in self.knots:
+            if not (np.isfinite([epoch, rate]).all() and min(epoch, rate) >= 0):
+                raise ValueError(f"schedule knot ({epoch:g}, {rate:g}) is not finite and from 0; correct it")
+        for (before, _), (after, _) in pairwise(self.knots):
+            if after <= before:
+                raise ValueError(f"schedule knots at epochs {before:g} and {after:g} do not rise; sort them")
 
     def times(self, rate: float, epochs: float = 1.0) -> "Knots":
         """The schedule with all its rates multiplied, and its epochs stretched."""

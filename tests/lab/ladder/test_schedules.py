@@ -38,6 +38,25 @@ def test_text_that_is_no_schedule_is_refused_by_the_flag_s_name(text):
     assert repr(text) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("knots", "words"),
+    [
+        ([], "0 knots"),
+        ([(0, 0), (5, 1), (5, 0)], "5 and 5 do not rise"),
+        ([(3, 0), (2, 1)], "3 and 2 do not rise"),
+        ([(0, float("nan"))], "nan"),
+        ([(float("nan"), 0.1)], "nan"),
+        ([(0, 0.1), (float("inf"), 0)], "inf"),
+        ([(0, -0.1)], "-0.1"),
+        ([(-1, 0.1)], "-1"),
+    ],
+)
+def test_knots_that_are_no_schedule_are_refused_in_one_line(knots, words):
+    with pytest.raises(ValueError, match=words) as error:
+        schedules.Knots(knots)
+    assert "\n" not in str(error.value) and ";" in str(error.value)  # and it says what to do
+
+
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_compiled_step_reads_it_at_step_k_over_97_from_one(jit):
     rate = EpochRate(triangle(24, 5, 0.4), 24, steps_per_epoch=97, batch_size=512)
