@@ -508,7 +508,7 @@ class Config:
         """Raises ValueError for a value of a wrong type or out of range."""
         for item in fields(self):
             name, value, limits = item.name, getattr(self, item.name), item.metadata
-            kinds: tuple[Any, ...] = (int, float) if item.type is float else (item.type,)
+            kinds: tuple[Any, ...] = (float, int) if item.type is float else (item.type,)
             if type(value) not in kinds:
                 raise ValueError(f"{name} is {value!r}; give {' or '.join(kind.__name__ for kind in kinds)}")
             if limits["choices"] and value not in limits["choices"]:

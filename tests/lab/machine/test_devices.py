@@ -153,6 +153,7 @@ def test_logical_devices_are_replicas_that_add_up():
 
 
 @pytest.mark.parametrize("scheduler", ["TF_CONFIG", "SLURM"])
+@pytest.mark.long
 def test_two_processes_are_two_workers(scheduler, unused_ports):
     def variables(index: int) -> dict[str, str]:
         if scheduler == "SLURM":  # TensorFlow's resolver takes ports 8888 and 8889
