@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in TOOLS:
         raise UserError(f"unknown tool {name}; {nearest(name, TOOLS) or 'python -m lab lists them'}")
     sys.argv[0] = f"python -m lab {name}"  # what the tool's -h and messages call it
-    code: int = load(TOOLS[name][0]).main(rest)
+    code: int = load(TOOLS[name][0], log_level="3" if name == "predict" else "2").main(rest)
     return code
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
@@ -34,7 +34,10 @@ NAMES = tuple(item.name for item in fields(Options))
 
 def edited() -> dict[str, Any]:
     """The constants at the top of train_eager.py that somebody has changed: they count like flags."""
-    published, written = recipes.values(recipes.ROOT), Config()
+    try:
+        published, written = recipes.values(recipes.ROOT), Config()
+    except ValueError as error:
+        raise UserError(f"at the top of train_eager.py, {error}") from None
     changed = {name: getattr(written, name) for name in OF_DAVIDNET if getattr(written, name) != published[name]}
     share = published["warmup_epochs"] / published["epochs"]
     if math.isclose(written.warmup_epochs, share * written.epochs):  # it follows EPOCHS
@@ -48,13 +51,22 @@ def configure(changes: Mapping[str, Any]) -> Options:
     Raises:
         UserError: for an unknown name, a value of a wrong type or out of range, or values that do not go together.
     """
-    for name in changes:
-        if name not in NAMES:
-            raise UserError(f"unknown hyperparameter {name}; {nearest(name, NAMES) or ', '.join(NAMES)}")
+    check_names(changes)
     values = recipes.values(changes.get("recipe", recipes.ROOT))
     of_recipe = {name: value for name, value in changes.items() if name in OF_A_RECIPE}
     others = {name: value for name, value in changes.items() if name not in OF_A_RECIPE}
-    return checked(recipes.change(values, edited() | of_recipe) | others)
+    given = edited() | of_recipe
+    checked(
+        {**values, **given, **others, "warmup_epochs": 0.0, "knots": ""}
+    )  # each by itself, before computing with it
+    return checked(recipes.change(values, given) | others)
+
+
+def check_names(changes: Iterable[str]) -> None:
+    """Raises UserError for a name that no hyperparameter has."""
+    for name in changes:
+        if name not in NAMES:
+            raise UserError(f"unknown hyperparameter {name}; {nearest(name, NAMES) or ', '.join(NAMES)}")
 
 
 def checked(values: Mapping[str, Any]) -> Options:
@@ -81,7 +93,6 @@ class LabTraining(Training):
     batches: HostBatches
     placement: Placement
     average: WeightAverage | None = None
-    whitening_seconds = 0.0
     evaluation_seconds = 0.0
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -173,6 +184,7 @@ def restart(training: LabTraining, options: Options) -> None:
     )
     for variable, value in pairs:
         variable.assign(tf.convert_to_tensor(value))
+    training.network.whitening_seconds = fresh.whitening_seconds
     training.config = training.batches.config = options
 
 

@@ -33,7 +33,10 @@ def train(**changes: Any) -> dict[str, Any]:
         UserError: on a wrong hyperparameter, missing or damaged data, a missing device or an output folder
             that cannot be written. Its message is one line.
     """
-    options = assemble.configure(changes)
+    assemble.check_names(changes)
+    # A run that is named has its own recipe, which says what goes with the flags.
+    named = changes.get("resume", "") not in ("", "auto")
+    options = assemble.configure({k: v for k, v in changes.items() if k in ("resume", "runs")} if named else changes)
     saved, begun = None, series.find(options)
     if begun:
         options = resumed_options(begun, series.hyperparameters(Path(begun)), changes, series.KEPT)
@@ -52,9 +55,13 @@ def train(**changes: Any) -> dict[str, Any]:
     tf.keras.utils.disable_interactive_logging()
     with kept_settings(), devices.reports_lost_workers(), Interrupt() as interrupt:
         runs = Runs(interrupt)
-        if options.runs > 1 or begun:
-            return {"runs": series.train(options, runs.train, resumed=bool(begun))}
-        return runs.train(options, saved)
+        try:
+            if options.runs > 1 or begun:
+                return {"runs": series.train(options, runs.train, resumed=bool(begun))}
+            return runs.train(options, saved)
+        except KeyboardInterrupt:
+            message = "interrupted; --resume goes on from the last checkpoint, if there was one"
+            raise UserError(message, exit_code=Exit.INTERRUPTED) from None
 
 
 class Runs:
@@ -66,10 +73,10 @@ class Runs:
 
     def train(self, options: Options, saved: Saved | None) -> dict[str, Any]:
         """One run, new or from a checkpoint; returns its result."""
-        tf.random.set_seed(options.seed)  # for dropout; all else is drawn by NumPy
         compiled = self.training is not None and not draws_images(options)
         if self.training is None or not compiled:
             placement = assemble.place(options)  # before the data: TFRecords start TensorFlow
+            self.interrupt.listen()
             images = load.of(options)
             if saved is not None:
                 resume.check_data(saved, images.sha256())
@@ -112,14 +119,19 @@ def resumed_options(
     if set(known) != set(assemble.NAMES):
         raise UserError(f"--resume {folder}: another version of these scripts made it; start a new run")
     again = {
-        "stop_after": 0,
+        "stop_after": assemble.Options.stop_after,
         "out": "" if "://" in folder else folder,
         "checkpoint_dir": folder if known["checkpoint_dir"] else "",
         "resume": "",
         "profile": "",
     }
     before = {**known, **{name: value for name, value in again.items() if name not in kept}}
-    given = {name: value for name, value in {**assemble.edited(), **changes}.items() if name != "resume"}
+    for name, value in assemble.edited().items():
+        if name not in changes and value != known[name]:
+            console.say(
+                f"note: {name.upper()} {value} at the top of train_eager.py is not this run's; it has {known[name]}"
+            )
+    given = {name: value for name, value in changes.items() if name != "resume"}
     of_recipe = {name: before[name] for name in OF_A_RECIPE}
     changed = recipes.change(of_recipe, {k: v for k, v in given.items() if k in OF_A_RECIPE})
     after = assemble.checked({**before, **given, **changed})

@@ -43,6 +43,7 @@ class Progress:
     epoch_seconds: float = 0.0  # of this one
     total_seconds: float = 0.0
     evaluation_seconds: float = 0.0  # of the last evaluation
+    updates: int = 0  # by the end of the last whole epoch; float16 skips some
 
 
 class Drive:
@@ -79,30 +80,34 @@ class Drive:
         """
         options, training = self.options, self.training
         say_header(self)
+        self.board = Board(self.folder) if options.tensorboard and self.folder else None
+        if self.saved is not None:
+            self.checkpoints.restore(self.saved)
         if not compiled:
             with within_memory(self):
                 self.compile_seconds = warm_up(training)
             console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now")
         console.say(f"\n{console.heading()}")
         if self.saved is not None:
-            self._restore(self.saved)
+            self._go_on(self.saved)
         progress = self.progress
-        board = Board(self.folder) if options.tensorboard and self.folder else None
         last = options.stop_after or options.epochs
         self.started = time.perf_counter() - progress.total_seconds
         self.epoch_started = time.perf_counter() - progress.epoch_seconds
         with (
             console.EpochBar(last, training.steps_per_epoch * options.batch_size) as bar,
-            profiled(options) as stop,
+            profiled(self) as stop,
         ):
+            bar.show(progress.epoch, progress.step_of_epoch * options.batch_size)
             for moment in training.run(progress.epoch, progress.step_of_epoch):
                 bar.show(moment.epoch, moment.step * options.batch_size)
                 progress.epoch, progress.step_of_epoch = moment.epoch, moment.step
                 stop(moment)
                 if moment.row is not None:
                     self._epoch_ended(moment.row)
-                    if board:
-                        board.write(progress.rows[-1])
+                    if progress.epoch <= last:
+                        bar.show(progress.epoch, 0)
+                    self.epoch_started = time.perf_counter()  # as the core's, which goes on now
                 elif moment.step < training.steps_per_epoch:
                     self._stop_if_asked()
                 if moment.epoch == 1 and moment.step == 4 and moment.row is None:
@@ -115,20 +120,22 @@ class Drive:
         # The core's clock began where this process took the epoch up.
         row["train_seconds"] += progress.epoch_seconds
         row["learning_rate"] = float(optimizers.schedule_of(options)(row["epoch"]))
-        row["total_seconds"] = time.perf_counter() - self.started
         self._check_skipped(row["epoch"])
-        progress.rows.append({name: row[name] for name, _, _ in console.COLUMNS})
         progress.train_seconds += row["train_seconds"]
         progress.evaluation_seconds = training.evaluation_seconds
-        progress.epoch, progress.step_of_epoch = row["epoch"] + 1, 0
-        progress.epoch_seconds, self.epoch_started = 0.0, time.perf_counter()
         last = options.stop_after or options.epochs
         if row["epoch"] == last and options.tta != "none":
             start = time.perf_counter()
             with training.averaged():
                 progress.tta_accuracy = views.accuracy(training, options.tta)
             progress.evaluation_seconds = time.perf_counter() - start
+        row["total_seconds"] = time.perf_counter() - self.started
+        progress.rows.append({name: row[name] for name, _, _ in console.COLUMNS})
+        progress.epoch, progress.step_of_epoch = row["epoch"] + 1, 0
+        progress.loss_sum = progress.correct = progress.epoch_seconds = 0.0
         console.say(console.row(progress.rows[-1]))
+        if self.board:
+            self.board.write(progress.rows[-1])
         if self.folder:
             record.write_result(self.folder, self.result(finished=False))
         due = options.checkpoint_every and (row["epoch"] % options.checkpoint_every == 0 or row["epoch"] == last)
@@ -165,9 +172,8 @@ class Drive:
         steps = (progress.epoch - 1) * self.training.steps_per_epoch + progress.step_of_epoch
         self.checkpoints.save(steps, about)
 
-    def _restore(self, saved: Saved) -> None:
-        """Goes back to a checkpoint and prints its rows."""
-        self.checkpoints.restore(saved)
+    def _go_on(self, saved: Saved) -> None:
+        """Takes up a checkpoint's progress and prints its rows."""
         self.progress = Progress(**{name: saved.about[name] for name in Progress.__annotations__})
         self.training.sums.assign(tf.constant([self.progress.loss_sum, self.progress.correct]))
         for row in self.progress.rows:
@@ -178,11 +184,12 @@ class Drive:
         signal, progress, training = self.interrupt.signal, self.progress, self.training
         if signal is None:
             return
-        if save:
+        if save and training.placement.workers == 1:  # several: the others do not know that this one stops
             progress.loss_sum, progress.correct = training.fetch()  # waits for the device
             progress.epoch_seconds = time.perf_counter() - self.epoch_started
-            if training.placement.workers == 1:  # the others do not know that this one stops
-                self._save()
+            if not math.isfinite(progress.loss_sum):
+                raise FloatingPointError(f"the loss is not finite in epoch {progress.epoch}; lower --learning-rate")
+            self._save()
         epoch, step = progress.epoch, progress.step_of_epoch
         if step == 0:
             epoch, step = epoch - 1, training.steps_per_epoch
@@ -198,15 +205,16 @@ class Drive:
         training, steps = self.training, self.training.steps_per_epoch
         if training.precision != "float16":
             return
-        made = int(tf.convert_to_tensor(training.optimizer.inner_optimizer.iterations))
-        skipped = epoch * steps - made - sum(row.get("skipped", 0) for row in self.progress.rows)
+        updates = int(tf.convert_to_tensor(training.optimizer.inner_optimizer.iterations))
+        skipped = steps - (updates - self.progress.updates)
+        self.progress.updates = updates
         if skipped == steps:
             raise UserError(
                 f"float16 overflowed in all {steps} steps of epoch {epoch}; try --precision float32",
                 exit_code=Exit.NOT_FINITE,
             )
         if skipped:
-            console.say(f"note: float16 overflowed in {skipped} of {steps} steps so far; they were skipped")
+            console.say(f"note: float16 overflowed in {skipped} of {steps} steps of epoch {epoch}; they were skipped")
 
     def _say_how_long(self, last: int) -> None:
         training = self.training
@@ -306,23 +314,26 @@ def within_memory(drive: Drive) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def profiled(options: Options) -> Iterator[Any]:
-    """Within it, TensorFlow's profiler records the first steps; what it gives is to be called at each moment."""
-    running = bool(options.profile)
+def profiled(drive: Drive) -> Iterator[Any]:
+    """Within it, TensorFlow's profiler records the first steps; yields a function to call at each moment."""
+    folder, training, first = drive.options.profile, drive.training, drive.progress.step_of_epoch
+    end, running = min(first + PROFILED_STEPS, training.steps_per_epoch), bool(folder)
     if running:
-        tf.profiler.experimental.start(options.profile)
+        tf.profiler.experimental.start(folder)
 
-    def stop(moment: Moment | None = None) -> None:
+    def stop(moment: Moment) -> None:
         nonlocal running
-        if running and (moment is None or moment.step >= PROFILED_STEPS or moment.row is not None):
+        if running and moment.step >= end:
+            tf.convert_to_tensor(training.sums).numpy()  # so that the steps are over
             running = False
             tf.profiler.experimental.stop()
-            console.say(f"wrote a profile of the first {PROFILED_STEPS} steps to {options.profile}")
+            console.say(f"wrote a profile of {moment.step - first} steps to {folder}")
 
     try:
         yield stop
     finally:
-        stop()
+        if running:
+            tf.profiler.experimental.stop(save=False)
 
 
 # ---- what it says ------------------------------------------------------------------------------------------

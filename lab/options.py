@@ -33,7 +33,7 @@ def option(default: Any, about: str, low: Any = None, high: Any = None, choices:
 class Ladder:
     """Other recipes: what the rungs of "How to train your ResNet" and the speedrun turn on."""
 
-    recipe: str = option("davidnet", "its values apply first, the other flags override them; lab recipes lists them")
+    recipe: str = option("davidnet", "its values apply first, then the other flags; python -m lab recipes lists them")
     network: str = option("davidnet", "which network", choices=NETWORKS)
     knots: str = option("", "rate as epoch,rate pairs, '0,0 5,0.4 24,0'; empty: the warm-up, then straight down")
     flip: str = option("random", "mirror a random half, or each image in every second epoch",
@@ -63,8 +63,8 @@ class Selection:
     """Which images."""
 
     holdout: int = option(0, "training images to validate on in place of the test set; 0: none", 0, 10_000_000)
-    limit_train: int = option(0, "use so many training images, as many of each class; 0: all", 0, 10_000_000)
-    limit_test: int = option(0, "use so many test images, as many of each class; 0: all", 0, 10_000_000)
+    limit_train: int = option(0, "use only so many training images, equally many of each class; 0: all", 0, 10_000_000)
+    limit_test: int = option(0, "use only so many test images, equally many of each class; 0: all", 0, 10_000_000)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "filter_momentum": {"optimizer": ("muon",)},
     "bias_rate": {"optimizer": ("muon",)},
     "head_rate": {"optimizer": ("muon",)},
-    "whiten_bias_epochs": {"optimizer": ("muon",)},
+    "whiten_bias_epochs": {"optimizer": ("muon",), "network": ("speednet",)},
     "bias_factor": {"optimizer": ("nesterov", "lars")},
     "celu_alpha": {"activation": ("celu",)},
     "whiten": _DAVIDNETS,

@@ -4,7 +4,7 @@
     python train_eager.py --resume runs/speedrun-0x5-...      # resumes where it stopped; --runs 10 adds to it
 
 A series is a folder with series.json, which says what is trained, and a folder for each seed, seed-0 and so on, which
-is a run's like any other: lab/report/report.py, lab/predict.py and --resume take it too.
+is a run's like any other: python -m lab report, predict and --resume take it too.
 """
 
 import contextlib

@@ -42,7 +42,7 @@ def flags(config: Any, add_flags: Callable[[Any, Any], None]) -> Parser:
     return parser
 
 
-def load(name: str) -> Any:
+def load(name: str, log_level: str = "2") -> Any:
     """A module of the lab by its name: imported only now, since it needs TensorFlow and its caller does not."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; errors still show
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", log_level)  # TensorFlow's start-up chatter; errors still show
     return importlib.import_module(name)

@@ -78,6 +78,7 @@ class EpochBar:
         if epoch != self.epoch:
             self.epoch = epoch
             self.bar.reset()
+            self.bar.n = self.bar.last_print_n = images  # of a resumed epoch, seen before: not for the rate
             self.bar.set_description_str(f"epoch {epoch}/{self.epochs}", refresh=False)
         self.bar.update(images - self.bar.n)
         rate = self.bar.format_dict["rate"]

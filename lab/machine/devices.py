@@ -90,7 +90,8 @@ def choose(device: str, *, tpu: str = "", logical_devices: int = 0) -> Placement
             return placement_or_reason
         reason = placement_or_reason
     try:
-        strategy = choose_strategy(device)
+        gpus = device != "cpu" and tf.config.list_physical_devices("GPU")
+        strategy = choose_strategy("gpu" if gpus or device == "gpu" else "cpu")  # the TPU was tried
     except data.UserError:  # only GPUs that were asked for can be missing here
         raise UserError(f"--device gpu: TensorFlow sees no GPU; {preflight.gpu_remedy(preflight.gather())}") from None
     if "GPU" not in strategy.extended.worker_devices[0]:
@@ -144,7 +145,7 @@ def _logical(device: str, count: int, tpu: str, clustered: bool) -> Placement:
     if len(names) < count:
         raise UserError(
             f"--logical-devices {count} comes too late: TensorFlow has started with {len(names)}; "
-            "start Python anew (in a notebook: restart the runtime)"
+            "restart Python (in a notebook: restart the runtime)"
         )
     several = tf.distribute.MirroredStrategy(names[:count]) if count > 1 else None
     strategy = several or tf.distribute.OneDeviceStrategy(names[0])
@@ -171,7 +172,7 @@ def _workers(device: str, tpu: str, resolver: Any) -> Placement:
         with reports_lost_workers():
             strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except RuntimeError as error:
-        raise UserError(f"the workers cannot be joined: {error}; start Python anew and train first of all") from None
+        raise UserError(f"the workers cannot be joined: {error}; restart Python and train first of all") from None
     return Placement(strategy, "gpu" if gpus else "cpu", f"worker {number} of {count}", count, number)
 
 

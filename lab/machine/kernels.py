@@ -256,7 +256,7 @@ def conv3x3_winograd(images: tf.Tensor, filters: tf.Tensor) -> tuple[tf.Tensor, 
 
     Its gradient with respect to the images is such a convolution again, with the filters turned by 180
     degrees; that with respect to the filters transposes each of the three steps. It rounds somewhat
-    more than a direct convolution; tests/test_ops.py holds it to 1e-5 of the largest value.
+    more than a direct convolution; tests/lab/machine/test_kernels.py holds it to 1e-5 of the largest value.
 
     Args:
         images: (N, H, W, C) float32; H, W and C known when traced.

@@ -17,7 +17,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 def restart_with_huge_pages() -> None:
     """Runs this same command again in this process, with glibc's allocator told to ask for huge pages.
 
-    TensorFlow takes its CPU buffers from malloc, which maps the large ones anew at every step, and the kernel
+    TensorFlow takes its CPU buffers from malloc, which maps the large ones again at every step, and the kernel
     zeroes gigabytes 4 KiB at a time. With pages of 2 MiB that all but disappears. The allocator reads its
     setting only as a process starts, hence the restart; call this before slow imports. Nothing happens in a
     notebook, elsewhere than under glibc, or where the setting is made already.

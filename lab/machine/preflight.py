@@ -1,7 +1,7 @@
 """What TensorFlow and its packages are here, and the remedy, in a line, for each known way they fail.
 
 `gather` reads this machine into plain `Facts`; the checks are functions of those alone, so they can be tried
-on made-up facts for hardware that is not at hand. `python -m lab.machine.devices` prints both.
+on made-up facts for hardware that is not at hand. `python -m lab devices` prints both.
 """
 
 import glob

@@ -18,10 +18,14 @@ class Interrupt:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupt":
+        self.listen()
+        return self
+
+    def listen(self) -> None:
+        """Notes signals from now on; to be called again when workers have joined, for TensorFlow then sets its own."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-        return self
+                self._before.setdefault(number, signal.signal(number, self._note))
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

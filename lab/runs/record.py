@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.base.errors import Exit, UserError
+from lab.base.errors import UserError
 from lab.base.files import decode, encode, sum_of, write_whole
 from lab.machine import memory
 
-CANNOT_WRITE = Exit.CANNOT_WRITE
 RANDOM_STREAM = "numpy-plan"  # of new results
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ("train_eager.py", "model.py", "data.py", "schedule.py")

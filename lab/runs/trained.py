@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data import standardise
-from lab.base.errors import UserError
+from lab.base.errors import Exit, UserError
 from lab.images import formats
 from lab.ladder import networks, recipes
 from lab.ladder.networks import OF_A_NETWORK
@@ -250,7 +250,7 @@ def export(classifier: Classifier, folder: Path) -> None:
         why = getattr(error, "strerror", "") or getattr(error, "message", "") or str(error)
         raise UserError(
             f"cannot write --export {folder}: {why}; free the disk, or try another folder",
-            exit_code=record.CANNOT_WRITE,
+            exit_code=Exit.CANNOT_WRITE,
         ) from None
     finally:
         if temporary is not None:

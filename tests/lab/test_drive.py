@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lab import assemble, command, drive
+from lab.base.errors import UserError
 from lab.runs import record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +105,24 @@ def test_warming_up_changes_nothing_and_traces_once(short):
     list(training.run())
     assert training.train_steps.experimental_get_tracing_count() == 1
     assert training.train_step.experimental_get_tracing_count() == 1
+
+
+def test_steps_that_float16_skips_are_counted_by_the_epoch(capsys):
+    run = object.__new__(drive.Drive)
+    run.progress = drive.Progress()
+
+    def after(updates):
+        inner = SimpleNamespace(iterations=np.int64(updates))
+        optimizer = SimpleNamespace(inner_optimizer=inner)
+        run.training = SimpleNamespace(precision="float16", steps_per_epoch=4, optimizer=optimizer)
+
+    for epoch, updates, said in ((1, 2, "2 of 4 steps of epoch 1"), (2, 4, "2 of 4 steps of epoch 2"), (3, 8, "")):
+        after(updates)
+        run._check_skipped(epoch)
+        shown = capsys.readouterr().out
+        assert said in shown and bool(shown) == bool(said)
+    with pytest.raises(UserError, match="all 4 steps of epoch 4"):
+        run._check_skipped(4)
 
 
 def test_stop_after_ends_early_on_the_same_schedule(short):

@@ -1,6 +1,8 @@
 """A run that was stopped, by whatever, goes on to the very same end."""
 
+import dataclasses
 import json
+import os
 import shutil
 import signal
 import time
@@ -10,7 +12,9 @@ import numpy as np
 import pytest
 
 import faults
-from lab import command
+import train_eager
+from lab import assemble, command
+from lab.base import console
 from lab.base.errors import UserError
 from lab.drive import Drive
 
@@ -93,6 +97,51 @@ def test_what_would_be_another_training_is_refused_by_name(short, tmp_path):
         command.train(resume=str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="holds a run"):
         command.train(**short)
+
+
+def stop_at(monkeypatch, epoch, step):
+    """Sends this process SIGTERM once that step of that epoch has been made."""
+    show = console.EpochBar.show
+
+    def stopping(bar, at, images):
+        show(bar, at, images)
+        if (at, images) == (epoch, 16 * step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(console.EpochBar, "show", stopping)
+
+
+def test_a_run_resumed_twice_around_an_epochs_end_has_the_undisturbed_rows(short, tmp_path, monkeypatch):
+    """The sums of the part of an epoch that was made before a stop are in its row, and in no other."""
+    whole = command.train(**short | {"out": str(tmp_path / "whole")})
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, 2)
+        with pytest.raises(UserError, match="SIGTERM in epoch 1 after step 2 of 5") as stopped:
+            command.train(**short)
+        assert stopped.value.exit_code == 143
+    command.train(resume=short["out"], stop_after=1)
+    again = command.train(resume=short["out"])
+    for row, other in zip(again["epochs"], whole["epochs"], strict=True):
+        assert {k: v for k, v in row.items() if not k.endswith("seconds")} == {
+            k: v for k, v in other.items() if not k.endswith("seconds")
+        }
+
+
+def test_a_stop_in_an_epoch_whose_loss_is_not_finite_says_so(short, monkeypatch):
+    stop_at(monkeypatch, 1, 4)
+    with pytest.raises(UserError, match="the loss is not finite in epoch 1") as error:
+        command.train(**short | {"learning_rate": 1e6, "weight_decay": 1e3, "logit_scale": 1e6, "epochs": 1})
+    assert error.value.exit_code == 3
+
+
+def test_a_runs_own_flags_may_be_repeated_and_edited_constants_are_noted(short, monkeypatch, capsys):
+    options = short | {"activation": "celu", "celu_alpha": 0.1, "epochs": 2, "stop_after": 1}
+    command.train(**options)
+    written = dataclasses.replace(train_eager.Config(), epochs=3, warmup_epochs=5 / 24 * 3)
+    monkeypatch.setattr(assemble, "Config", lambda: written)
+    result = command.train(resume=short["out"], celu_alpha=0.1)
+    assert len(result["epochs"]) == 2
+    assert "EPOCHS 3 at the top of train_eager.py is not this run's; it has 2" in capsys.readouterr().out
 
 
 def test_data_that_changes_during_a_run_counts_when_it_is_resumed(short, tmp_path, monkeypatch):
