@@ -8,7 +8,7 @@ import pytest
 
 from lab import assemble, command, series
 from lab.base import files
-from lab.base.errors import UserError
+from lab.base.errors import Exit, UserError
 from lab.drive import Drive
 from lab.runs import record
 
@@ -78,8 +78,9 @@ def test_an_interrupted_series_goes_on_and_can_be_longer(done, options, tmp_path
 
     with monkeypatch.context() as patch:
         patch.setattr(Drive, "_save", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(UserError, match=r"^interrupted; --resume") as ended:
             command.train(**options, seed=5, runs=2, out=str(own))
+        assert ended.value.exit_code == Exit.INTERRUPTED
     assert not record.read_result(own / "seed-6")["finished"]
     shutil.rmtree(own / "seed-6" / "checkpoints")  # as if killed before the first checkpoint
     again = command.train(resume=str(own), runs=3)

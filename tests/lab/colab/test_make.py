@@ -174,8 +174,8 @@ LAST = "import json, os\nprint('LEFT', json.dumps([rows, sorted(os.listdir())]))
 
 
 def rows_and_files(outputs):
-    """What the cell LAST printed."""
-    text = "".join(output.get("text", "") for output in outputs)
+    """What the cell LAST printed; the bar, on stderr, may come between lines of stdout, or after them."""
+    text = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
     rows, names = json.loads(re.search(r"^LEFT (.*)$", text, re.MULTILINE)[1])
     return without_times(rows), names
 
