@@ -171,7 +171,8 @@ class EpochRate(tf.keras.optimizers.schedules.LearningRateSchedule):
         self.rates = tf.constant(schedule(epoch) / batch_size, tf.float32)  # one per update
 
     def __call__(self, step: Any) -> tf.Tensor:
-        return self.rates[tf.minimum(tf.cast(step, tf.int32), len(self.rates) - 1)]
+        # gather, not self.rates[...]: to a slice XLA wants a constant, and would compile every step anew.
+        return tf.gather(self.rates, tf.minimum(tf.cast(step, tf.int32), len(self.rates) - 1))
 
 
 class Nesterov(tf.keras.optimizers.Optimizer):

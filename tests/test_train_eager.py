@@ -642,6 +642,18 @@ def test_a_training_goes_on_from_within_an_epoch(small, trained, tmp_path):
     assert last[:2] == (2, 5) and last.row["test_loss"] == trained[1][1]["test_loss"]
 
 
+def test_the_rate_is_read_by_one_compiled_program_for_all_updates():
+    """A program that held the number of the update would be compiled again for each."""
+    rate, step = train_eager.EpochRate(train_eager.triangle(4, 1, 0.4), 4, 5, 16), tf.Variable(0, dtype=tf.int64)
+    read = tf.function(lambda: rate(step), jit_compile=True)
+    programs = set()
+    for update in (0, 3, 11):
+        step.assign(update)
+        assert float(read()) == pytest.approx(np.interp((update + 1) / 5, [0, 1, 4], [0, 0.4, 0]) / 16)
+        programs.add(read.experimental_get_compiler_ir()(stage="hlo"))
+    assert len(programs) == 1
+
+
 @pytest.mark.parametrize(("before", "after"), [("float16", "float32"), ("float32", "float16"), ("float16", "float16")])
 def test_a_checkpoint_goes_on_in_another_precision(small, tmp_path, before, after):
     """A notebook may come back on another card. The loss scale starts again; all else is there to the bit."""
