@@ -585,7 +585,7 @@ class EpochRate(tf.keras.optimizers.schedules.LearningRateSchedule):
         self.rates = tf.constant(schedule(epoch) / batch_size, tf.float32)  # one per update
 
     def __call__(self, step: Any) -> tf.Tensor:
-        # gather, not self.rates[...]: to a slice XLA wants a constant, and would compile every step anew.
+        # gather, not self.rates[...]: to a slice XLA wants a constant, and would compile again at every step.
         return tf.gather(self.rates, tf.minimum(tf.cast(step, tf.int32), len(self.rates) - 1))
 
 

@@ -104,7 +104,7 @@ def add_flags(parser: Any, options: Any) -> None:
 
 
 if __name__ == "__main__" and Path(__file__).with_name("lab").is_dir():
-    from lab.start import main as lab_main  # more flags, same Training; `train` and `main` below are the files alone
+    from lab.start import main as lab_main  # more flags and the same Training, but not `train` and `main` below
 
     sys.exit(lab_main(Config, add_flags))  # here, before TensorFlow loads, so that -h answers at once
 
@@ -171,7 +171,7 @@ class EpochRate(tf.keras.optimizers.schedules.LearningRateSchedule):
         self.rates = tf.constant(schedule(epoch) / batch_size, tf.float32)  # one per update
 
     def __call__(self, step: Any) -> tf.Tensor:
-        # gather, not self.rates[...]: to a slice XLA wants a constant, and would compile every step anew.
+        # gather, not self.rates[...]: to a slice XLA wants a constant, and would compile again at every step.
         return tf.gather(self.rates, tf.minimum(tf.cast(step, tf.int32), len(self.rates) - 1))
 
 

@@ -56,9 +56,8 @@ def configure(changes: Mapping[str, Any]) -> Options:
     of_recipe = {name: value for name, value in changes.items() if name in OF_A_RECIPE}
     others = {name: value for name, value in changes.items() if name not in OF_A_RECIPE}
     given = edited() | of_recipe
-    checked(
-        {**values, **given, **others, "warmup_epochs": 0.0, "knots": ""}
-    )  # each by itself, before computing with it
+    # Each value by itself, before `change` computes with it.
+    checked({**values, **given, **others, "warmup_epochs": 0.0, "knots": ""})
     return checked(recipes.change(values, given) | others)
 
 
@@ -177,12 +176,7 @@ def restart(training: LabTraining, options: Options) -> None:
         if training.precision == "float16":
             update = train_eager.LossScale(update, initial_scale=2.0**6)
         update.build(fresh.trainable_variables)
-    pairs = zip(
-        (*training.network.variables, *training.optimizer.variables),
-        (*fresh.variables, *update.variables),
-        strict=True,
-    )
-    for variable, value in pairs:
+    for variable, value in zip(variables(training), (*fresh.variables, *update.variables), strict=True):
         variable.assign(tf.convert_to_tensor(value))
     training.network.whitening_seconds = fresh.whitening_seconds
     training.config = training.batches.config = options
