@@ -15,6 +15,7 @@ import model
 from lab.machine import kernels
 from model import Uniform
 
+FIRST_BIAS = 2000  # a bias' numbers are keyed by this and its layer's index, so that no kernel's are the same
 LEAST_FUSED_EPSILON = 1e-5  # older versions of cuDNN, behind the fused kernel on GPUs, refuse a smaller one
 
 
@@ -158,17 +159,23 @@ class Whiten(tf.keras.layers.Layer):
         both_signs: each filter a second time, negated; a bias, which is trained; no padding; the eigenvalues of
             moments divided by n. As in cifar10-airbench; otherwise zero padding, no bias and n - 1, as in
             cifar10-fast.
+        seed: of the bias, which starts uniform in +-1/sqrt(size * size * C), PyTorch's default.
     """
 
-    def __init__(self, size: int, epsilon: float, images: int, *, both_signs: bool) -> None:
+    def __init__(self, size: int, epsilon: float, images: int, *, both_signs: bool, seed: int = 0) -> None:
         super().__init__(dtype="float32")
-        self.size, self.epsilon, self.images, self.both_signs = size, epsilon, images, both_signs
+        self.size, self.epsilon, self.images, self.both_signs, self.seed = size, epsilon, images, both_signs, seed
 
     def build(self, input_shape: Any) -> None:
         outputs = self.size**2 * input_shape[-1] * (2 if self.both_signs else 1)
         shape = (self.size, self.size, input_shape[-1], outputs)
         self.kernel = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="kernel")
-        self.bias = self.add_weight(shape=(outputs,), initializer="zeros", name="bias") if self.both_signs else None
+        self.bias = None
+        if self.both_signs:
+            bound = 1.0 / np.sqrt(self.size**2 * input_shape[-1])
+            self.bias = self.add_weight(
+                shape=(outputs,), initializer=Between(self.seed, FIRST_BIAS, -bound, bound), name="bias"
+            )
 
     def fit(self, images: NDArray[np.float32]) -> None:
         """Sets the filters from standardised images (N, H, W, C), of the training set only."""
@@ -240,7 +247,7 @@ def celu(values: tf.Tensor, alpha: float) -> tf.Tensor:
 
 
 class Activation(tf.keras.layers.Layer):
-    """The style's activation, elementwise: ReLU, CELU, or GELU in its tanh form."""
+    """The style's activation, elementwise: ReLU, CELU, or GELU, x times the normal distribution's share below x."""
 
     def __init__(self, style: Style) -> None:
         super().__init__()
@@ -249,7 +256,7 @@ class Activation(tf.keras.layers.Layer):
     def call(self, values: tf.Tensor) -> tf.Tensor:
         if self.kind == "celu":
             return celu(values, self.alpha)
-        return tf.nn.gelu(values, approximate=True) if self.kind == "gelu" else tf.nn.relu(values)
+        return tf.nn.gelu(values, approximate=False) if self.kind == "gelu" else tf.nn.relu(values)
 
 
 class MaxPool(tf.keras.layers.Layer):
@@ -298,7 +305,7 @@ class Head(tf.keras.layers.Layer):
         self.bias = None
         if self.has_bias:
             bound = 1.0 / np.sqrt(inputs)
-            start = Between(self.initializer.seed, 2000 + self.initializer.index, -bound, bound)
+            start = Between(self.initializer.seed, FIRST_BIAS + self.initializer.index, -bound, bound)
             self.bias = self.add_weight(shape=(self.classes,), initializer=start, name="bias")
 
     def call(self, features: tf.Tensor) -> tf.Tensor:

@@ -231,7 +231,7 @@ class SpeedNet(tf.keras.Model):
     def __init__(self, classes: int, style: Style, *, width: int) -> None:
         super().__init__(autocast=False)  # as Variant
         starts = (Dirac(style.seed, index) for index in itertools.count())
-        self.whiten = Whiten(2, 5e-4, 5_000, both_signs=True)
+        self.whiten = Whiten(2, 5e-4, 5_000, both_signs=True, seed=style.seed)
         self.activation = Activation(style)
         self.group1 = ConvGroup(width, starts, style)
         self.group2 = ConvGroup(4 * width, starts, style)

@@ -110,7 +110,8 @@ def orthogonalise(matrix: tf.Tensor, steps: int = 3) -> tf.Tensor:
 
     X <- X / |X|, then `steps` times X <- a X + (b A + c A A) X with A = X X'. The coefficients are chosen for
     speed: three steps leave singular values between about 0.7 and 1.2 where they began well conditioned
-    (K. Jordan, cifar10-airbench; "Muon", 2024).
+    (K. Jordan, cifar10-airbench; "Muon", 2024). There the steps are in bfloat16, for a GPU's speed; here in float32,
+    whatever the network computes in, which is nearer to the formula and costs a CPU little.
 
     Args:
         matrix: (m, n) float32.

@@ -131,13 +131,40 @@ def test_celu_and_its_gradient_far_from_zero_too():
         np.testing.assert_allclose(tape.gradient(y, x).numpy()[inner], slopes[inner], rtol=1e-5)
 
 
-def test_gelu_is_within_a_thousandth_of_the_exact_one():
+def test_gelu_is_the_exact_one_of_the_error_function():
     values = np.linspace(-6, 6, 2001)
     from math import erf
 
     exact = values * 0.5 * (1 + np.array([erf(value / np.sqrt(2)) for value in values]))
     ours = layers.Activation(Style(activation="gelu"))(tf.constant(values, tf.float32))
-    assert np.abs(ours - exact).max() < 1e-3
+    assert np.abs(ours - exact).max() < 1e-6  # GELU's tanh form is 5e-4 away
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_whitenings_bias_starts_as_pytorchs(size):
+    """Uniform in +-1/sqrt(fan_in), fan_in = size * size * 3; other numbers for another seed, the same for the same."""
+
+    def bias(seed, whiten=layers.Whiten):
+        layer = whiten(size, 5e-4, 10, both_signs=True, seed=seed)
+        layer.build((None, 8, 8, 3))
+        return layer.bias.numpy()
+
+    bound, drawn = 1 / np.sqrt(3 * size**2), np.concatenate([bias(seed) for seed in range(200)])
+    assert 0.99 * bound < np.abs(drawn).max() <= bound
+    # The mean and the variance of that distribution, within four deviations of their estimates.
+    assert abs(drawn.mean()) < 4 * bound / np.sqrt(3 * drawn.size)
+    assert drawn.var() == pytest.approx(bound**2 / 3, abs=4 * bound**2 * np.sqrt(4 / 45 / drawn.size))
+    np.testing.assert_array_equal(bias(7), bias(7))
+    assert (bias(7) != bias(8)).all()
+
+
+def test_the_speedruns_bias_has_its_seed_and_post_8s_whitening_none():
+    def network(name, seed):
+        return networks.make(SimpleNamespace(**recipes.values(name) | {"width": 4, "seed": seed}), 10, fast=False)
+
+    one, same, other = (network("speedrun", seed).whiten.bias.numpy() for seed in (1, 1, 2))
+    assert one.shape == (24,) and 0 < np.abs(one).max() <= 1 / np.sqrt(12) and (one == same).all()
+    assert (one != other).all() and network("tricks-whiten", 1).whiten.bias is None
 
 
 @pytest.mark.parametrize(("size", "stride"), [(1, 2), (3, 2), (3, 1)])
