@@ -119,7 +119,7 @@ def recipe_table(runs: Runs, names: Iterable[str]) -> str:
     """A row for each of these recipes: what is published, and what the full runs on record measure."""
     rows = []
     for name in names:
-        values, ours = recipes.values(name), list(filter(groups.is_measurement, runs.get(name, [])))
+        values, ours = recipes.values(name), groups.todays(list(filter(groups.is_measurement, runs.get(name, []))))
         measured = _measured(ours, values["tta"]) if ours else "not measured yet"
         rows.append((f"`{name}`", str(values["epochs"]), _published(RECIPES[name]), measured))
     return Table(("recipe", "epochs", "published", "measured here"), rows).as_markdown()
@@ -148,7 +148,8 @@ def _measured(runs: Sequence[Run], views: str) -> str:
     if views != "none":
         shown += f" with {views} views ({_mean([100 * run.test_accuracy for run in runs], digits)} % without)"
     machines = "; ".join(dict.fromkeys(tables.machine(run) for run in runs))
-    return f"{shown}; n = {len(runs)}, {_seeds(runs)}; {machines}"
+    unlike = [f"unlike today's recipe: {text}" for text in dict.fromkeys(run.unlike for run in runs) if text]
+    return "; ".join([shown, f"n = {len(runs)}, {_seeds(runs)}", machines, *unlike])
 
 
 def _mean(values: Sequence[float], digits: int = 3) -> str:
@@ -186,7 +187,7 @@ def curve_table(runs: Runs) -> str:
 
 def _drawn(runs: Runs) -> list[tuple[str, list[Run]]]:
     """The figures and whose curves they show."""
-    return [(f"{FIGURES}/{name}.svg", runs[name]) for name in FIRST if name in runs]
+    return [(f"{FIGURES}/{name}.svg", groups.todays(runs[name])) for name in FIRST if name in runs]
 
 
 def _digest(runs: Sequence[Run]) -> str:

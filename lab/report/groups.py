@@ -67,7 +67,12 @@ def measured(folder: Path) -> dict[str, list[Run]]:
     runs: dict[str, list[Run]] = {}
     for run in filter(is_measurement, results.search(folder)):
         runs.setdefault(run.recipe, []).append(run)
-    return runs
+    return {name: todays(members) for name, members in runs.items()}
+
+
+def todays(runs: Sequence[Run]) -> list[Run]:
+    """Those that trained as today's code does; all of them if none did, which then say in `unlike` how they did."""
+    return [run for run in runs if not run.unlike] or list(runs)
 
 
 # ---- many runs ---------------------------------------------------------------------------------------------
@@ -114,7 +119,7 @@ def _identity(run: Run, changes: Mapping[str, Any]) -> tuple[Any, ...]:
     # A subset is drawn by the seed, and so are made-up images.
     images = "" if _drawn_by_seed(run) else run.data_sha256
     counts = (run.train_images, run.test_images, len(run.epochs))
-    return (run.recipe, tuple(sorted(changes.items())), run.synthetic, images, counts)
+    return (run.recipe, tuple(sorted(changes.items())), run.unlike, run.synthetic, images, counts)
 
 
 def _drawn_by_seed(run: Run) -> bool:
@@ -127,6 +132,8 @@ def _label(run: Run, changes: Mapping[str, Any]) -> str:
         parts.append(f"stopped after {len(run.epochs)} of {run.scheduled_epochs} epochs")
     if run.synthetic:
         parts.append("SYNTHETIC images")
+    if run.unlike:
+        parts.append(f"unlike today's recipe: {run.unlike}")
     return ", ".join(parts)
 
 

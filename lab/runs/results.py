@@ -61,6 +61,7 @@ class Run:
     versions: Mapping[str, Value] = at()
     code: Mapping[str, Value] = at()  # commit, changed, sha256 of the sources, see record.code; {} in older results
     random_stream: str | None = at()  # which random numbers it drew, see lab/runs/record.py
+    unlike: str | None = at()  # of a record, added by hand: what the code of its day did otherwise than today's
     test_accuracy: float = at(high=1)
     test_accuracy_tta: float | None = at(high=1)  # over several views of each test image
     train_seconds: float = at()

@@ -170,3 +170,12 @@ def test_accuracies_with_tta_come_first_where_all_have_them(put):
     assert groups.accuracies(group) == [("with TTA, six views", [0.95, 0.96]), ("plain", [0.94, 0.94])]
     (group,) = put(full(tta="six") | {"test_accuracy_tta": 0.95}, full(tta="six"))
     assert [name for name, _ in groups.accuracies(group)] == ["plain"]
+
+
+def test_what_an_older_codes_recipe_did_otherwise_parts_runs_and_counts_only_without_todays(put, made_result, tmp_path):
+    older = full() | {"unlike": "the bias started at 0"}
+    labels = [group.label for group in put(older, full() | {"seed": 1}, older | {"seed": 2})]
+    assert labels == ["davidnet, unlike today's recipe: the bias started at 0", "davidnet"]
+    assert [run.seed for run in groups.measured(tmp_path)["davidnet"]] == [1]
+    (tmp_path / "1.json").unlink()
+    assert [run.seed for run in groups.measured(tmp_path)["davidnet"]] == [0, 2]
