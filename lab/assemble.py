@@ -1,6 +1,7 @@
 """From hyperparameters to a training: the core's, with the ingredients that the recipe and the machine ask for."""
 
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 import data
 import train_eager
+from lab.base import paths, storage
 from lab.base.errors import UserError, nearest
 from lab.images import load
 from lab.images.load import ImageSet
@@ -30,6 +32,14 @@ class Options(Ladder, Selection, Machine, Runs, Config):
 
 
 NAMES = tuple(item.name for item in fields(Options))
+# Hyperparameters that are paths: the addresses that each takes, and whether it is written as a folder.
+PATHS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+    ("data", paths.REMOTE, False),
+    ("resume", paths.REMOTE, False),
+    ("out", (), True),
+    ("checkpoint_dir", paths.REMOTE, True),
+    ("profile", paths.REMOTE, True),
+)
 
 
 def edited() -> dict[str, Any]:
@@ -75,6 +85,8 @@ def checked(values: Mapping[str, Any]) -> Options:
     except ValueError as error:
         name, _, why = str(error).partition(" ")
         raise UserError(f"{flag(name)} {why}") from None
+    for name, schemes, folder in PATHS:
+        paths.check(flag(name), getattr(options, name), schemes=schemes, folder=folder)
     if options.knots:
         schedules.parse(options.knots)
     groups = options.ghost_groups
@@ -119,8 +131,10 @@ def make(options: Options, placement: Placement | None = None, images: ImageSet 
         images: see load.of.
 
     Raises:
-        UserError: for missing data or devices, or a batch that does not divide.
+        UserError: for missing data or devices, a batch that does not divide, or a --profile that cannot be written.
     """
+    if options.profile:
+        check_profile(options.profile)
     placement = placement or place(options)  # before the data: TFRecords start TensorFlow
     images = images or load.of(options)
     devices.check_batch(options.batch_size, placement.replicas)
@@ -139,6 +153,14 @@ def make(options: Options, placement: Placement | None = None, images: ImageSet 
         raise UserError(str(error)) from None
     training.placement, training.average = placement, optimizers.average_of(training.optimizer)
     return training
+
+
+def check_profile(folder: str) -> None:
+    """Makes the profile's folder. Raises UserError if that cannot be written, before the steps that it is to show."""
+    if storage.is_remote(folder):
+        storage.with_timeout(folder, tf.io.gfile.makedirs)
+    else:
+        paths.check_writable("--profile", os.path.expanduser(folder))
 
 
 def is_fast(options: Options, placement: Placement) -> bool:

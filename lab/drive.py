@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -316,7 +317,8 @@ def within_memory(drive: Drive) -> Iterator[None]:
 @contextlib.contextmanager
 def profiled(drive: Drive) -> Iterator[Any]:
     """Within it, TensorFlow's profiler records the first steps; yields a function to call at each moment."""
-    folder, training, first = drive.options.profile, drive.training, drive.progress.step_of_epoch
+    folder, training = os.path.expanduser(drive.options.profile), drive.training
+    first = drive.progress.step_of_epoch
     end, running = min(first + PROFILED_STEPS, training.steps_per_epoch), bool(folder)
     if running:
         tf.profiler.experimental.start(folder)

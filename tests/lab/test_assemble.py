@@ -1,6 +1,7 @@
 """The hyperparameters: flags made from one list, edited constants, recipes, and what is refused in one line."""
 
 import dataclasses
+import os
 import re
 import shutil
 import subprocess
@@ -175,3 +176,26 @@ def test_importing_and_helping_load_no_tensorflow():
     code += "except SystemExit: print('loaded', 'tensorflow' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "loaded False" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "path"),
+    [
+        *((flag, 300 * "x") for flag in ("--data", "--resume", "--out", "--checkpoint-dir", "--profile")),
+        *((flag, "s3://bucket/x") for flag in ("--data", "--resume", "--out", "--checkpoint-dir", "--profile")),
+        *((flag, os.fsdecode(b"\xff")) for flag in ("--data", "--resume", "--out", "--checkpoint-dir", "--profile")),
+        *((flag, "FIFO") for flag in ("--data", "--resume", "--out", "--checkpoint-dir", "--profile")),
+        ("--out", "gs://bucket/run"),
+        ("--profile", "/proc/no/such"),
+    ],
+)
+def test_a_path_that_cannot_be_is_refused_before_anything_is_made(
+    flag, path, short, command_line, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("FIFO")
+    arguments = [*(word for name in ("data", "width", "batch_size") for word in (options.flag(name), short[name]))]
+    assert command_line([*arguments, "--device", "cpu", flag, path]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1 and flag in error and len(error) < 300
+    assert [entry.name for entry in tmp_path.iterdir()] == ["FIFO"]
