@@ -11,8 +11,8 @@ import tensorflow as tf
 from lab import assemble, series
 from lab.assemble import LabTraining, Options
 from lab.base import console
-from lab.base.errors import Exit, UserError
-from lab.drive import Drive
+from lab.base.errors import Exit, UserError, reported_in
+from lab.drive import Drive, within_memory
 from lab.images import load
 from lab.ladder import recipes
 from lab.machine import devices
@@ -73,6 +73,10 @@ class Runs:
 
     def train(self, options: Options, saved: Saved | None) -> dict[str, Any]:
         """One run, new or from a checkpoint; returns its result."""
+        with within_memory(options):
+            return self._train(options, saved)
+
+    def _train(self, options: Options, saved: Saved | None) -> dict[str, Any]:
         compiled = self.training is not None and not draws_images(options)
         if self.training is None or not compiled:
             placement = assemble.place(options)  # before the data: TFRecords start TensorFlow
@@ -89,9 +93,9 @@ class Runs:
         folder = None
         if self.training.placement.worker == 0:  # of several workers, the first one writes
             folder = record.make_folder(options.out, default, resumed=saved is not None)
-        drive = Drive(self.training, folder, self.interrupt, saved)
         try:
-            return drive.run(compiled=compiled)
+            with reported_in(folder):
+                return Drive(self.training, folder, self.interrupt, saved).run(compiled=compiled)
         except FloatingPointError as error:
             raise UserError(f"{error} or lengthen --warmup-epochs", exit_code=Exit.NOT_FINITE) from None
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from lab import assemble
 from lab.assemble import LabTraining, Options
 from lab.base import console
-from lab.base.errors import Exit, UserError
+from lab.base.errors import Exit, UserError, exhausted
 from lab.ladder import describe, networks, optimizers, recipes, views
 from lab.machine import memory, preflight
 from lab.options import OF_A_RECIPE
@@ -85,8 +85,8 @@ class Drive:
         if self.saved is not None:
             self.checkpoints.restore(self.saved)
         if not compiled:
-            with within_memory(self):
-                self.compile_seconds = warm_up(training)
+            check_memory(self)
+            self.compile_seconds = warm_up(training)
             console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now")
         console.say(f"\n{console.heading()}")
         if self.saved is not None:
@@ -290,28 +290,34 @@ def warm_up(training: LabTraining) -> float:
     return time.perf_counter() - start
 
 
-@contextlib.contextmanager
-def within_memory(drive: Drive) -> Iterator[None]:
-    """Turns running out of memory into advice: a batch size that should fit."""
+def check_memory(drive: Drive) -> None:
+    """Says that the batch may not fit in memory, or raises UserError if it cannot: see memory.check_batch."""
     options, training = drive.options, drive.training
-    unit = math.lcm(training.replicas, options.ghost_groups or 1)
     if training.kind == "CPU":
         number_bytes = 4 if training.precision == "float32" else 2
+        unit = math.lcm(training.replicas, options.ghost_groups or 1)
         note = memory.check_batch(options.batch_size, number_bytes * describe.outputs(drive.layers), unit)
         if note:
             console.say(f"note: {note}")
+
+
+@contextlib.contextmanager
+def within_memory(options: Options) -> Iterator[None]:
+    """Turns running out of memory, wherever in a run, into advice: a batch size that may fit."""
     try:
         yield
-    except tf.errors.OpError as error:
-        said = error.message.lower()  # XLA's may come as another kind of error
-        if "out of memory" not in said and "resource_exhausted" not in said:
+    except UserError:
+        raise
+    except Exception as error:  # TensorFlow's, XLA's, NumPy's and Python's own are of different kinds
+        if not exhausted(error):
             raise
+        unit = math.lcm(options.logical_devices or 1, options.ghost_groups or 1)
         smaller = max(unit, options.batch_size // 2 // unit * unit)
+        less = f"--batch-size {smaller}" if smaller < options.batch_size else f"--width {max(1, options.width // 2)}"
         raise UserError(
-            f"--batch-size {options.batch_size} does not fit in the memory of the {training.placement.kind}; try "
-            f"--batch-size {smaller}",
+            f"--batch-size {options.batch_size} with --width {options.width} does not fit in memory; try {less}",
             exit_code=Exit.EXHAUSTED,
-        ) from None
+        ) from error
 
 
 @contextlib.contextmanager

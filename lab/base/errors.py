@@ -1,15 +1,23 @@
 """The one exception whose message a user sees without a traceback, exit codes, and command lines that show both."""
 
 import argparse
+import contextlib
 import difflib
 import functools
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
 P = ParamSpec("P")
+DEBUG = "DAVIDNET_DEBUG"  # environment variable; 1 shows tracebacks, and what TensorFlow says as it starts
+# How those that take memory say that there is none: Python, NumPy, the system, TensorFlow, XLA, C++.
+_EXHAUSTED = ("out of memory", "resource_exhausted", "cannot allocate", "unable to allocate", "bad_alloc", "oom when")
 
 
 class Exit(IntEnum):
@@ -24,6 +32,7 @@ class Exit(IntEnum):
     EXHAUSTED = 6  # the batch does not fit in memory
     UNFORESEEN = 7  # an error of the program's own
     INTERRUPTED = 130  # Ctrl-C, as the shell's own
+    UNREAD = 141  # who read the output has ended; as SIGPIPE
 
 
 class UserError(Exception):
@@ -31,12 +40,12 @@ class UserError(Exception):
 
     Args:
         message: one line that says the value, the limit and the remedy. Line breaks (a file name may
-            hold one) become spaces.
+            hold one) become spaces, other control characters are written as \\x1b.
         exit_code: what the process should exit with.
     """
 
     def __init__(self, message: str, *, exit_code: int = Exit.USAGE) -> None:
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(printable(" ".join(message.splitlines())))
         self.exit_code: int = exit_code
 
 
@@ -83,26 +92,81 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "-").strip("-")
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal might obey, or cannot show, as Python writes it: \\x1b, \\udcff."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def brief(error: Exception) -> str:
     """The error in a few words."""
     text = getattr(error, "message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(text))  # which of tf.data's nodes it was
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     return text if len(text) <= 200 else f"{text[:80]}...{text[-117:]}"  # TensorFlow says the cause last
 
 
+def exhausted(error: BaseException) -> bool:
+    """Whether it says that memory was exhausted."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _EXHAUSTED)
+
+
+def debugging() -> bool:
+    """Whether the user asked to see tracebacks and TensorFlow's own lines."""
+    return os.environ.get(DEBUG, "") not in ("", "0")
+
+
+@contextlib.contextmanager
+def reported_in(folder: Path | None) -> Iterator[None]:
+    """The traceback of an error that nobody foresaw within it is written in this folder, a run's; None: elsewhere."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        error.run_folder = folder  # type: ignore[attr-defined]  # Python 3.10 has no add_note
+        raise
+
+
+def unforeseen(error: Exception) -> str:
+    """Writes the whole traceback to a file, in the run's folder if it has one; returns the line that names it."""
+    lines, kind = traceback.format_exc(), type(error).__name__
+    if debugging():
+        print(lines, file=sys.stderr, end="")
+    for folder in (getattr(error, "run_folder", None), None):  # None: the system's, for temporary files
+        try:
+            with tempfile.NamedTemporaryFile(
+                "w", dir=folder, prefix="traceback-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+            ) as file:
+                file.write(lines)
+            return f"unforeseen {kind}: {brief(error)}; its traceback is in {file.name}, {DEBUG}=1 shows it at once"
+        except OSError:  # the disk is full, or the folder gone
+            continue
+    return f"{lines}unforeseen {kind}: {brief(error)}"
+
+
 def exits_with_one_line(main: Callable[P, int]) -> Callable[P, int]:
-    """Makes a UserError in a program's `main`, and Ctrl-C, a line on stderr and an exit code."""
+    """Makes every error in a program's `main`, and Ctrl-C, a line on stderr and an exit code."""
 
     @functools.wraps(main)
     def guarded(*arguments: P.args, **options: P.kwargs) -> int:
         try:
-            return main(*arguments, **options)
+            code = main(*arguments, **options)
+            sys.stdout.flush()
+            return code
         except UserError as error:
             print(error, file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return Exit.INTERRUPTED
+        except BrokenPipeError:  # nobody reads any more: python -m lab report | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Exit.UNREAD
+        except Exception as error:
+            if exhausted(error) and not debugging():
+                print(f"out of memory: {brief(error)}; end other programs, or take less at once", file=sys.stderr)
+                return Exit.EXHAUSTED
+            print(unforeseen(error), file=sys.stderr)
+            return Exit.UNFORESEEN
 
     return guarded

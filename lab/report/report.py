@@ -12,7 +12,6 @@ Exit: 0; 2 for a wrong argument or a damaged file; 5 if a file cannot be written
 
 import json
 import math
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -86,25 +85,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--peak-tflops", type=float, help="of the chips together, if their names do not tell")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with learning curves as well")
-    try:
-        options = parser.parse_args(arguments)
-        _check(options)
-        report = evidence.make(
-            options.paths,
-            target=options.target,
-            difference=options.difference,
-            peak_tflops=options.peak_tflops,
-            comparing=options.compare,
-        )
-        if options.html:
-            write_whole(options.html, page.html(report))
-            print(f"wrote {options.html}", file=sys.stderr if options.json else sys.stdout)
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="replace")  # a terminal without σ
-        print(json.dumps(as_json(report), indent=2, allow_nan=False) if options.json else tables.as_text(report))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails too
+    options = parser.parse_args(arguments)
+    _check(options)
+    report = evidence.make(
+        options.paths,
+        target=options.target,
+        difference=options.difference,
+        peak_tflops=options.peak_tflops,
+        comparing=options.compare,
+    )
+    if options.html:
+        write_whole(options.html, page.html(report))
+        print(f"wrote {options.html}", file=sys.stderr if options.json else sys.stdout)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without σ
+    print(json.dumps(as_json(report), indent=2, allow_nan=False) if options.json else tables.as_text(report))
     return 0
 
 

@@ -158,3 +158,14 @@ def test_ctrl_c_ends_cleanly_and_keeps_the_epochs_that_had_ended(short):
     assert "interrupted" in result.stderr and "Traceback" not in result.stderr
     saved = json.loads((Path(short["out"]) / "result.json").read_text())
     assert len(saved["epochs"]) == 1 and not saved["finished"]
+
+
+def test_the_traceback_of_an_unforeseen_error_lies_in_the_runs_folder(short, command_line, monkeypatch, capsys):
+    monkeypatch.setattr(drive, "warm_up", lambda training: 1 / 0)
+    flags = [
+        word for name in ("data", "width", "batch_size", "out") for word in (f"--{name}".replace("_", "-"), short[name])
+    ]
+    assert command_line([*flags, "--device", "cpu", "--no-jit"]) == 7
+    (written,) = Path(short["out"]).glob("traceback-*.txt")
+    assert capsys.readouterr().err.startswith("unforeseen ZeroDivisionError: division by zero; its traceback is in ")
+    assert "ZeroDivisionError" in written.read_text()

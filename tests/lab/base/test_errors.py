@@ -1,8 +1,15 @@
 """Mistakes end in one line, an exit code and, where it can be told, what was meant."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from lab.base.errors import Exit, Parser, UserError, brief, exits_with_one_line, nearest
+from lab.base.errors import Exit, Parser, UserError, brief, exits_with_one_line, nearest, reported_in
+
+ROOT = Path(__file__).resolve().parents[3]
 
 NAMES = "batch-size data device ema-every epochs label-smoothing learning-rate momentum seed tta weight-decay"
 FLAGS = [f"--{name}" for name in NAMES.split()]
@@ -83,8 +90,54 @@ def test_a_main_ends_in_a_line_and_its_code(capsys):
     assert main(UserError("two\nlines")) == 2 and capsys.readouterr().err == "two lines\n"
     assert main(UserError("full", exit_code=Exit.CANNOT_WRITE)) == 5 and capsys.readouterr().err == "full\n"
     assert main(KeyboardInterrupt()) == 130 and capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
-        main(ZeroDivisionError())
+    assert main(MemoryError()) == 6 and capsys.readouterr().err.startswith("out of memory: MemoryError; ")
+
+
+def fails(error, folder=None):
+    """The exit code of a program in which this error comes, from within a run's folder."""
+
+    @exits_with_one_line
+    def main():
+        with reported_in(folder):
+            raise error
+
+    return main()
+
+
+def test_what_nobody_foresaw_is_one_line_that_names_its_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "run").mkdir()
+    for folder, place in ((None, "temporary"), (tmp_path / "run", "run"), (tmp_path / "gone", "temporary")):
+        assert fails(ZeroDivisionError("by \x1b[2J\nzero"), folder) == 7
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.startswith(r"unforeseen ZeroDivisionError: by \x1b[2J zero; ")
+        path = Path(re.search(r"its traceback is in (\S+),", error)[1])
+        assert path.parent == tmp_path / place
+        assert "in main" in path.read_text() and "ZeroDivisionError" in path.read_text().splitlines()[-2]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert fails(ZeroDivisionError("zero")) == 7
+    assert "Traceback" in capsys.readouterr().err  # there is nowhere to write it: nothing is swallowed
+
+
+def test_the_debug_switch_shows_tracebacks(monkeypatch, capsys):
+    monkeypatch.setenv("DAVIDNET_DEBUG", "1")
+    assert fails(ZeroDivisionError("zero")) == 7
+    assert re.search(r"^Traceback .*^ZeroDivisionError: zero$.*^unforeseen Z", capsys.readouterr().err, re.M | re.S)
+    assert fails(UserError("wrong")) == 2 and capsys.readouterr().err == "wrong\n"
+
+
+def test_who_reads_no_further_sees_no_traceback():
+    command = [sys.executable, "-m", "lab", "report", "records"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as tool:
+        tool.stdout.close()
+        assert tool.stderr.read() == b""
+    assert tool.returncode == 141
+
+
+def test_what_a_terminal_might_obey_is_written_out():
+    assert str(UserError("a\x1b[31m\x00\udcff\nb")) == r"a\x1b[31m\x00\udcff b"
+    assert str(UserError("gr\u00fc\u00df \u4f60")) == "gr\u00fc\u00df \u4f60"
 
 
 def test_the_exit_codes_that_scripts_rely_on():
@@ -98,6 +151,7 @@ def test_the_exit_codes_that_scripts_rely_on():
         "EXHAUSTED": 6,
         "UNFORESEEN": 7,
         "INTERRUPTED": 130,
+        "UNREAD": 141,
     }
 
 

@@ -132,4 +132,4 @@ def test_a_run_that_does_not_fit_ends_with_6_and_the_batch_it_names_runs(
     monkeypatch.setattr(memory, "available_gib", lambda: None)
     monkeypatch.setattr(drive, "warm_up", exhausted)
     assert command_line([*flags, "--out", str(tmp_path / "three")]) == 6
-    assert capsys.readouterr().err == ("--batch-size 64 does not fit in the memory of the cpu; try --batch-size 32\n")
+    assert capsys.readouterr().err == "--batch-size 64 with --width 4 does not fit in memory; try --batch-size 32\n"
