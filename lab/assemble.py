@@ -62,13 +62,14 @@ def configure(changes: Mapping[str, Any]) -> Options:
         UserError: for an unknown name, a value of a wrong type or out of range, or values that do not go together.
     """
     check_names(changes)
-    values = recipes.values(changes.get("recipe", recipes.ROOT))
+    name = changes.get("recipe", recipes.ROOT)
+    values = recipes.values(name)
     of_recipe = {name: value for name, value in changes.items() if name in OF_A_RECIPE}
     others = {name: value for name, value in changes.items() if name not in OF_A_RECIPE}
     given = edited() | of_recipe
     # Each value by itself, before `change` computes with it.
     checked({**values, **given, **others, "warmup_epochs": 0.0, "knots": ""})
-    return checked(recipes.change(values, given) | others)
+    return checked(recipes.change(name, values, given) | others)
 
 
 def check_names(changes: Iterable[str]) -> None:
@@ -89,6 +90,7 @@ def checked(values: Mapping[str, Any]) -> Options:
         paths.check(flag(name), getattr(options, name), schemes=schemes, folder=folder)
     if options.knots:
         schedules.parse(options.knots)
+    networks.parse_blocks(options.blocks)
     groups = options.ghost_groups
     if groups and options.batch_size % groups:
         near = max(1, round(options.batch_size / groups)) * groups

@@ -137,7 +137,7 @@ def resumed_options(
             )
     given = {name: value for name, value in changes.items() if name != "resume"}
     of_recipe = {name: before[name] for name in OF_A_RECIPE}
-    changed = recipes.change(of_recipe, {k: v for k, v in given.items() if k in OF_A_RECIPE})
+    changed = recipes.change(before["recipe"], of_recipe, {k: v for k, v in given.items() if k in OF_A_RECIPE})
     after = assemble.checked({**before, **given, **changed})
     for name in IDENTITY:
         if before[name] != getattr(after, name):

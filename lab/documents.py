@@ -19,9 +19,9 @@ from typing import Any
 from lab.base.errors import Exit, Parser, UserError, exits_with_one_line
 from lab.base.files import write_whole
 from lab.bench import tables as benchtables
-from lab.ladder import recipes
+from lab.ladder import published, recipes
 from lab.ladder.recipes import RECIPES, Recipe
-from lab.report import figures, groups, tables
+from lab.report import figures, follows, groups, tables
 from lab.report.tables import Table
 from lab.runs import results
 from lab.runs.results import Run
@@ -104,6 +104,7 @@ def _makers(folder: Path, runs: Runs) -> dict[str, Callable[[], str]]:
     return {
         "recipes": lambda: recipe_table(runs, FIRST),
         "ladder": lambda: ladder_table(runs),
+        "published logs": lambda: follows_table(folder),
         "learning curve": lambda: curve_table(runs),
         "bench": lambda: benchtables.rows_in_markdown(results.load(folder / "bench-cpu.json")),
         "bench speedrun": lambda: benchtables.rows_in_markdown(results.load(folder / "bench-speedrun-cpu.json")),
@@ -121,7 +122,7 @@ def recipe_table(runs: Runs, names: Iterable[str]) -> str:
     for name in names:
         values, ours = recipes.values(name), groups.todays(list(filter(groups.is_measurement, runs.get(name, []))))
         measured = _measured(ours, values["tta"]) if ours else "not measured yet"
-        rows.append((f"`{name}`", str(values["epochs"]), _published(RECIPES[name]), measured))
+        rows.append((f"`{name}`", str(values["epochs"]), _claim(RECIPES[name]), measured))
     return Table(("recipe", "epochs", "published", "measured here"), rows).as_markdown()
 
 
@@ -132,14 +133,22 @@ def ladder_table(runs: Runs) -> str:
     )
 
 
-def _published(recipe: Recipe) -> str:
+def follows_table(folder: Path) -> str:
+    """The recipes of which a log was published, and whether the runs on record follow it."""
+    found = follows.of_records(folder)
+    rows = [(f"`{name}`", follows.in_words(found, name)) for name in found]
+    return Table(("recipe", "follows its published log"), rows).as_markdown()
+
+
+def _claim(recipe: Recipe) -> str:
     claim, source = recipe.claim, recipe.source
     if not claim.accuracy:
         return "no figure"
     for name, address in SOURCES.items():
         source = source.replace(name, f"[{name}]({address})")
-    count = {0: "", 1: "one run, "}.get(claim.runs, f"{claim.of_runs} of {claim.runs} runs, ")
-    return f"{claim.accuracy:.2f} % ({count}one {claim.hardware}; {source})"
+    count = {0: "", 1: "one run"}.get(claim.runs, f"{claim.of_runs} of {claim.runs} runs")
+    how = ", ".join(part for part in (count, claim.hardware and f"one {claim.hardware}") if part)
+    return f"{claim.accuracy:.2f} % ({'; '.join(part for part in (how, source) if part)})"
 
 
 def _measured(runs: Sequence[Run], views: str) -> str:
@@ -172,12 +181,12 @@ def _seeds(runs: Sequence[Run]) -> str:
 def curve_table(runs: Runs) -> str:
     """DavidNet's training beside the published one, for the epochs of which both are known."""
     rows = []
-    for index, (loss, deviation, accuracy) in enumerate(recipes.LEARNING_CURVE):
+    for index, (loss, deviation, accuracy) in enumerate(published.LEARNING_CURVE):
         ours = [run.epochs[index] for run in runs.get(recipes.ROOT, []) if len(run.epochs) > index]
         if ours:
             losses, shares = [epoch.train_loss for epoch in ours], [epoch.train_accuracy for epoch in ours]
-            published = (f"{loss:.3f} ± {deviation:.3f}", f"{accuracy:.3f}")
-            rows.append((str(index + 1), published[0], _mean(losses), published[1], _mean(shares), str(len(ours))))
+            theirs = (f"{loss:.3f} ± {deviation:.3f}", f"{accuracy:.3f}")
+            rows.append((str(index + 1), theirs[0], _mean(losses), theirs[1], _mean(shares), str(len(ours))))
     heads = ("epoch", "training loss, published (mean ± σ of 5)", "ours", "training accuracy, published", "ours", "n")
     return Table(heads, rows).as_markdown()
 
@@ -201,7 +210,7 @@ def _digest(runs: Sequence[Run]) -> str:
         ]
         for run in runs
     ]
-    text = json.dumps([numbers, recipes.LEARNING_CURVE])
+    text = json.dumps([numbers, published.LEARNING_CURVE])
     return f"numbers sha256 {hashlib.sha256(text.encode()).hexdigest()}"
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 NETWORKS = (
     "davidnet",
-    "plain",
-    "extra",
+    "dawnbench",
     "dawn",
     "shortcuts",
     "conv1",
@@ -35,13 +34,18 @@ class Ladder:
 
     recipe: str = option("davidnet", "its values apply first, then the other flags; python -m lab recipes lists them")
     network: str = option("davidnet", "which network", choices=NETWORKS)
+    blocks: str = option("residual,nothing,residual",
+                         "what follows each of davidnet's three pools: residual, extra (one conv-BN-ReLU) or nothing")
     knots: str = option("", "rate as epoch,rate pairs, '0,0 5,0.4 24,0'; empty: the warm-up, then straight down")
     flip: str = option("random", "mirror a random half, or each image in every second epoch",
                        choices=("none", "random", "alternating"))
-    optimizer: str = option("nesterov", "of the filters; muon takes nesterov for the rest",
+    draws: str = option("each", "crops, flips, cutouts: for each image alone, or in equal groups as post 8",
+                        choices=("each", "grouped"))
+    optimizer: str = option("nesterov", "of the filters; lars and muon take nesterov for the rest",
                             choices=("nesterov", "lars", "muon"))
     rate_inside: bool = option(False, "Nesterov's rate inside the accumulator, as in post 8 and Keras")
     bias_factor: float = option(1.0, "times the rate of biases and shifts; divides their decay", 1, 1e6)
+    filter_rate: float = option(3.24, "lars: peak rate of the filters, whose step it measures in their norms", 0, 1e6)
     filter_momentum: float = option(0.6, "muon: momentum of the filters", 0, 0.9999)
     bias_rate: float = option(0.053, "muon: peak rate of biases and shifts, for the summed loss", 0, 1e6)
     head_rate: float = option(0.67, "muon: peak rate of the last layer, for the summed loss", 0, 1e6)
@@ -116,10 +120,12 @@ OF_A_RECIPE = (
 # What decides which training a run is.
 IDENTITY = ("recipe", *OF_A_RECIPE, "seed", *(item.name for item in fields(Selection)))
 
-_DAVIDNETS = {"network": ("davidnet", "plain", "extra")}
-_STYLED = {"network": tuple(name for name in NETWORKS if name not in ("dawn", "shortcuts"))}
+_DAVIDNETS = {"network": ("davidnet",)}
+_STYLED = {"network": tuple(name for name in NETWORKS if name not in ("dawnbench", "dawn", "shortcuts"))}
 # Which value another hyperparameter must have for one to have any effect.
 NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "blocks": _DAVIDNETS,
+    "filter_rate": {"optimizer": ("lars",)},
     "filter_momentum": {"optimizer": ("muon",)},
     "bias_rate": {"optimizer": ("muon",)},
     "head_rate": {"optimizer": ("muon",)},

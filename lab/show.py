@@ -1,10 +1,11 @@
 """The recipes as a table, how two of them differ, and a recipe's network layer by layer.
 
     python -m lab recipes
+    python -m lab recipes --to-follow              # the names of those with a published log and no record beside it
     python -m lab recipes --diff davidnet bag-of-tricks
     python -m lab recipes --describe speedrun --svg network.svg
 
-The first two need no TensorFlow.
+Only the last needs TensorFlow.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from lab.base.files import write_whole
 from lab.ladder import recipes
 from lab.ladder.recipes import RECIPES
 from lab.options import flag
-from lab.report import groups
+from lab.report import follows, groups
 from lab.report.tables import Table
 from lab.start import load
 
@@ -25,7 +26,7 @@ CLASSES = 10  # of a network that is described
 
 def listing(records: Path) -> str:
     """All recipes: what is claimed of them, and what the full runs in a folder of records measure."""
-    measured, rows = groups.measured(records), []
+    measured, followed, rows = groups.measured(records), follows.of_records(records), []
     for name, recipe in RECIPES.items():
         claim = recipe.claim
         runs = f" (n={claim.runs})" if claim.runs else ""
@@ -37,12 +38,18 @@ def listing(records: Path) -> str:
                 f"{claim.accuracy:g} %{runs}" if claim.accuracy else "no figure",
                 f"{claim.seconds:g} s, {claim.hardware}" if claim.seconds else "",
                 f"{sum(ours) / len(ours):.2f} % (n={len(ours)})" if ours else "not measured yet",
+                follows.in_words(followed, name),
             )
         )
-    table = Table(("recipe", "epochs", "claimed", "time", "measured"), rows, words=(0, 2, 3, 4))
+    table = Table(
+        ("recipe", "epochs", "claimed", "time", "measured", "follows its published log"), rows, words=(0, 2, 3, 4, 5)
+    )
+    first, later = follows.LOSS_LIMITS
     return (
         f"{table.as_text()}\n\nmeasured: mean over the full runs under records/, with test-time augmentation where the "
-        "recipe has it.\nParameters and multiply-adds: --describe RECIPE."
+        "recipe has it.\nfollows its published log: training loss and accuracy of the epoch that is farthest from the "
+        f"published run's; yes: within {100 * first:g} % in the first epoch and {100 * later:g} % after it, and "
+        f"{100 * follows.ACCURACY_LIMIT:g} points.\nParameters and multiply-adds: --describe RECIPE."
     )
 
 
@@ -56,7 +63,8 @@ def difference(first: str, second: str) -> str:
 def describe(name: str, svg: Path | None) -> None:
     """Prints a recipe's text and its network's layers, and draws them into an SVG file if one is named."""
     recipe = recipes.known(name)
-    print(f"{name}: {recipe.about}\nSource: {recipe.source}.\n")
+    differs = f"Otherwise than there: {recipe.differs}\n" if recipe.differs else ""
+    print(f"{name}: {recipe.about}\nSource: {recipe.source}.\n{differs}")
     layers = load("lab.ladder.describe")
     rows = layers.trace(network(name))
     print(layers.table(rows))
@@ -78,10 +86,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--diff", nargs=2, metavar="RECIPE", help="how two recipes differ")
     parser.add_argument("--describe", metavar="RECIPE", help="its text and network, layer by layer")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="with --describe: a diagram of the network")
+    parser.add_argument("--to-follow", action="store_true", help="names with a published log and no record beside it")
     options = parser.parse_args(arguments)
     if options.svg and not options.describe:
         raise UserError("--svg needs to know of which network; add --describe davidnet")
-    if options.diff:
+    if options.to_follow:
+        print("\n".join(name for name, found in follows.of_records(RECORDS).items() if found is None))
+    elif options.diff:
         print(difference(*options.diff))
     elif options.describe:
         describe(options.describe, options.svg)

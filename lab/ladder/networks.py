@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 import model
+from lab.base.errors import UserError
 from lab.ladder.layers import (
     Activation,
     Add,
@@ -29,9 +30,13 @@ from lab.ladder.layers import (
 )
 from model import ResBlk, Uniform, initializers
 
+BLOCKS = ("residual", "extra", "nothing")  # after the pool of one of DavidNet's layers
+DAVIDNETS = ("residual", "nothing", "residual")
+LAYERS = len(DAVIDNETS)
 # The hyperparameters that make a network.
 OF_A_NETWORK = (
     "network",
+    "blocks",
     "width",
     "logit_scale",
     "whiten",
@@ -131,15 +136,23 @@ class Variant(tf.keras.Model):
 class PreActivation(tf.keras.Model):
     """A pre-activation block: h = ReLU(BN(x)), then shortcut(h) + conv(ReLU(BN(conv(h)))).
 
-    The shortcut is a 1x1 convolution where the shape changes, else h itself. With `shortcut_only` the long
-    branch is left out: (N, H, W, C) -> (N, H/stride, W/stride, filters).
+    The shortcut is a 1x1 convolution of h where the shape changes, else h itself, or x if `raw`. With `shortcut_only`
+    the long branch is left out: (N, H, W, C) -> (N, H/stride, W/stride, filters).
     """
 
     def __init__(
-        self, inputs: int, filters: int, stride: int, starts: Iterator[Uniform], style: Style, *, shortcut_only: bool
+        self,
+        inputs: int,
+        filters: int,
+        stride: int,
+        starts: Iterator[Uniform],
+        style: Style,
+        *,
+        raw: bool,
+        shortcut_only: bool,
     ) -> None:
         super().__init__()
-        fast = style.fast
+        fast, self.raw = style.fast, raw
         start = next(starts)
         self.norm1, self.activation = BatchNorm(style, start), Activation(style)
         self.shortcut = self.conv1 = None
@@ -153,7 +166,7 @@ class PreActivation(tf.keras.Model):
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         h = self.activation(self.norm1(images, training=training))
-        short = h if self.shortcut is None else self.shortcut(h)
+        short = (images if self.raw else h) if self.shortcut is None else self.shortcut(h)
         if self.conv1 is None:
             return short
         branch = self.activation2(self.norm2(self.conv1(h), training=training))
@@ -161,28 +174,34 @@ class PreActivation(tf.keras.Model):
 
 
 class DawnNet(tf.keras.Model):
-    """The pre-activation network of the DAWNBench baseline (posts 1 to 3), or its shortcuts alone (post 4).
+    """The pre-activation network of posts 1 to 3, or its shortcuts alone (post 4).
 
     Convolution to c; stages of two blocks at c, 2c, 4c, 4c, the later three halving the image; concatenated
-    max- and average-pool; linear with bias.
+    max- and average-pool; linear with bias. `original`: as B. Johnson's, from which it comes, with batch norm and
+    ReLU after the first convolution and skips that start before a block's first batch norm.
     """
 
-    def __init__(self, classes: int, style: Style, *, width: int, shortcut_only: bool = False) -> None:
+    def __init__(
+        self, classes: int, style: Style, *, width: int, original: bool = False, shortcut_only: bool = False
+    ) -> None:
         super().__init__()
-        starts = initializers(style.seed)
-        self.prep = Conv(width, next(starts), fast=style.fast)
+        starts, start = initializers(style.seed), Uniform(style.seed, 0)
+        next(starts)
+        self.prep = ConvBN(width, start, style) if original else Conv(width, start, fast=style.fast)
         inputs = width
         for stage, factor in enumerate((1, 2, 4, 4), 1):
             for block in (0, 1):
                 stride = 2 if stage > 1 and block == 0 else 1
-                made = PreActivation(inputs, factor * width, stride, starts, style, shortcut_only=shortcut_only)
+                made = PreActivation(
+                    inputs, factor * width, stride, starts, style, raw=original, shortcut_only=shortcut_only
+                )
                 setattr(self, f"layer{stage}_block{block}", made)
                 inputs = factor * width
         self.pool = GlobalPool(average=True, fast=style.fast)
         self.head = Head(classes, next(starts), bias=True)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        x = self.prep(images)  # (N, 32, 32, c)
+        x = self.prep(images, training=training)  # (N, 32, 32, c)
         for stage in (1, 2, 3, 4):
             for block in (0, 1):
                 x = getattr(self, f"layer{stage}_block{block}")(x, training=training)
@@ -259,25 +278,24 @@ class Network:
     make: Callable[[Any, int, Style], tf.keras.Model]
 
 
+def parse_blocks(text: str) -> tuple[str, ...]:
+    """What follows the pools of the three layers, from a text like residual,nothing,residual.
+
+    Raises UserError if it is not three of BLOCKS.
+    """
+    blocks = tuple(text.split(","))
+    if len(blocks) != LAYERS or not set(blocks) <= set(BLOCKS):
+        raise UserError(f"--blocks {text!r} is not {LAYERS} of {', '.join(BLOCKS)}; try --blocks {','.join(DAVIDNETS)}")
+    return blocks
+
+
 def _davidnet(options: Any, classes: int, style: Style) -> tf.keras.Model:
-    if options.whiten:
-        return _variant("residual", "nothing", "residual")(options, classes, style)
-    plain = style == Style(seed=style.seed)
-    return model.DavidNet(
-        classes,
-        width=options.width,
-        logit_scale=options.logit_scale,
-        seed=options.seed,
-        conv_bn=model.ConvBN if plain else partial(ConvBN, style=style),  # what stands in model.py is what trains
-    )
-
-
-def _variant(*blocks: str) -> Callable[[Any, int, Style], tf.keras.Model]:
-    def make(options: Any, classes: int, style: Style) -> tf.keras.Model:
-        sizes = {"width": options.width, "logit_scale": options.logit_scale}
+    blocks, sizes = parse_blocks(options.blocks), {"width": options.width, "logit_scale": options.logit_scale}
+    if options.whiten or blocks != DAVIDNETS:
         return Variant(classes, style, **sizes, blocks=blocks, whiten=options.whiten)
-
-    return make
+    plain = style == Style(seed=style.seed)
+    conv_bn = model.ConvBN if plain else partial(ConvBN, style=style)  # what stands in model.py is what trains
+    return model.DavidNet(classes, **sizes, seed=options.seed, conv_bn=conv_bn)
 
 
 def _other(kind: Callable[..., tf.keras.Model], **fixed: Any) -> Callable[[Any, int, Style], tf.keras.Model]:
@@ -295,11 +313,8 @@ def _speednet(options: Any, classes: int, style: Style) -> tf.keras.Model:
 
 NETWORKS: dict[str, Network] = {
     "davidnet": Network("DavidNet", _davidnet),
-    "plain": Network("DavidNet without residuals", _variant("nothing", "nothing", "nothing")),
-    "extra": Network(
-        "DavidNet with one more conv-BN-ReLU in each layer, no residuals", _variant("extra", "extra", "extra")
-    ),
-    "dawn": Network("the pre-activation network of the DAWNBench baseline", _other(DawnNet)),
+    "dawnbench": Network("the pre-activation network of DAWNBench's winner of 2018", _other(DawnNet, original=True)),
+    "dawn": Network("that network in posts 1 to 3", _other(DawnNet)),
     "shortcuts": Network("that network's shortcuts alone", _other(DawnNet, shortcut_only=True)),
     "conv1": Network("four conv-BN-ReLU, 1x1 with stride 2", _other(Backbone, down="conv1", widths=(2, 4, 4))),
     "conv3": Network("four conv-BN-ReLU, 3x3 with stride 2", _other(Backbone, down="conv3", widths=(2, 4, 4))),

@@ -62,9 +62,13 @@ class Nesterov(train_eager.Nesterov):
 
     def move(self, index: int, gradient: tf.Tensor, variable: Any, rate: tf.Tensor) -> None:
         """The formula, for the variable of that index; `rate` may be of a shape that broadcasts to the gradient's."""
-        if not self.rate_inside:
+        if self.rate_inside:
+            self.move_inside(index, gradient, variable, rate)
+        else:
             super().update_step(gradient, variable, rate)
-            return
+
+    def move_inside(self, index: int, gradient: tf.Tensor, variable: Any, rate: tf.Tensor) -> None:
+        """With the rate inside the accumulator."""
         accumulator = self.accumulators[index]
         moved = self.momentum * tf.convert_to_tensor(accumulator) + rate * gradient
         self.assign(accumulator, moved)
@@ -72,9 +76,11 @@ class Nesterov(train_eager.Nesterov):
 
 
 class Lars(Nesterov):
-    """Nesterov with layer-wise adaptive rates (Y. You et al., arXiv 1708.03888) as in Page's post 7.
+    """Layer-wise adaptive rates (Y. You et al., arXiv 1708.03888) for the filters as in Page's post 6, Nesterov for the
+    rest.
 
-    The rate of each filter of a convolution is multiplied by |w| / (|g| + 1e-2), g without the decay.
+    The rate of each filter of a convolution is multiplied by |w| / (|g| + 1e-2), g without the decay. It stands inside
+    the accumulator, which then sums steps that each were measured in the norm of their time.
 
     Args:
         is_filter: for each variable, whether it is a convolution's filters, (height, width, inputs, filters).
@@ -82,7 +88,7 @@ class Lars(Nesterov):
         others: as Nesterov's.
     """
 
-    EPSILON = 1e-2  # cifar10-fast, batch_norm_post.ipynb
+    EPSILON = 1e-2  # cifar10-fast, torch_backend.py
 
     def __init__(
         self,
@@ -97,12 +103,12 @@ class Lars(Nesterov):
         self.is_filter, self.decays = tuple(is_filter), tuple(decays)
 
     def move(self, index: int, gradient: tf.Tensor, variable: Any, rate: tf.Tensor) -> None:
-        if self.is_filter[index]:
-            weights = tf.convert_to_tensor(variable)
-            raw = gradient - self.decays[index] * weights
-            size, slope = (tf.sqrt(tf.reduce_sum(tf.square(values), [0, 1, 2])) for values in (weights, raw))
-            rate = rate * size / (slope + self.EPSILON)
-        super().move(index, gradient, variable, rate)
+        if not self.is_filter[index]:
+            return super().move(index, gradient, variable, rate)
+        weights = tf.convert_to_tensor(variable)
+        raw = gradient - self.decays[index] * weights
+        size, slope = (tf.sqrt(tf.reduce_sum(tf.square(values), [0, 1, 2])) for values in (weights, raw))
+        self.move_inside(index, gradient, variable, rate * size / (slope + self.EPSILON))
 
 
 def orthogonalise(matrix: tf.Tensor, steps: int = 3) -> tf.Tensor:
@@ -192,7 +198,10 @@ def plans(options: Any, of_weights: Sequence[Role]) -> list[Plan]:
 
 
 def _davidnets_plan(options: Any, schedule: Knots, role: Role) -> Plan:
-    """Post 8: `bias_factor` times the rate, and the decay divided by it, for shifts and biases."""
+    """DavidNet's; post 8: `bias_factor` times the rate, and the decay divided by it, for shifts and biases; post 6: the
+    filters' schedule in the same shape with a peak of their own."""
+    if options.optimizer == "lars" and role is Role.FILTER:
+        return Plan(schedule.times(options.filter_rate / (schedule.peak or 1.0)), options.weight_decay)
     factor = options.bias_factor if role in (Role.SHIFT, Role.WHITENING_BIAS) else 1.0
     return Plan(schedule.times(factor), options.weight_decay / factor)
 

@@ -34,9 +34,9 @@ class Knots(PiecewiseLinear):
             if after <= before:
                 raise ValueError(f"schedule knots at epochs {before:g} and {after:g} do not rise; sort them")
 
-    def times(self, rate: float, epochs: float = 1.0) -> "Knots":
-        """The schedule with all its rates multiplied, and its epochs stretched."""
-        return Knots([(epochs * x, rate * y) for x, y in self.knots])
+    def times(self, rate: float) -> "Knots":
+        """The schedule with all its rates multiplied."""
+        return Knots([(x, rate * y) for x, y in self.knots])
 
     @property
     def peak(self) -> float:

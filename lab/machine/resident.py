@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from data import Batches, Images, each_replica, plan
 
+MOST_GROUPS = 200  # of an epoch's images, for one draw each (D. C. Page, post 8)
+
 
 class HostBatches(Batches):
-    """The core's batches, with `flip` alternating too.
+    """The core's batches, with `flip` alternating and `draws` grouped too.
 
     A random half of the images, by the seed, is mirrored in the odd epochs and the rest in the even ones, so that any
     two epochs that follow one another show every image both ways (K. Jordan, arXiv 2404.00498, section 3.6).
@@ -27,10 +29,32 @@ class HostBatches(Batches):
         """The epoch's plan: int32 (steps, batch_size, 6)."""
         count = len(self.images.train_labels)
         rows = plan(self.config, epoch, count)
+        if self.config.draws == "grouped":
+            rows[..., 1:] = grouped(self.config, epoch, count)[rows[..., 0]]
         if self.config.flip == "alternating":
             coins = np.random.default_rng([self.config.seed, 0]).integers(0, 2, count)
             rows[..., 3] = (coins[rows[..., 0]] + epoch) % 2
         return rows
+
+
+def grouped(config: Any, epoch: int, count: int, side: int = 32) -> NDArray[np.int32]:
+    """The last five columns of data.plan, for each of `count` images, drawn as in post 8: int32 (count, 5).
+
+    For the crop, the flip and the cutout each by itself, the images are shuffled into equal groups, one for each thing
+    that may be drawn, or for MOST_GROUPS of them. So exactly half are mirrored, and an epoch knows 200 places of the
+    square that is cut out.
+    """
+    generator = np.random.default_rng([config.seed, epoch, 1])
+
+    def draw(choices: int) -> NDArray[np.int64]:
+        drawn = generator.permutation(choices)[:MOST_GROUPS]
+        return generator.permutation(drawn[np.arange(count) % len(drawn)])
+
+    offsets, places = 2 * config.pad + 1, side - config.cutout + 1
+    top, left = np.divmod(draw(offsets**2), offsets)
+    mirrored = draw(2) * (config.flip == "random")
+    cut_top, cut_left = np.divmod(draw(places**2), places)
+    return np.stack([top, left, mirrored, cut_top, cut_left], 1).astype(np.int32)
 
 
 class ResidentBatches(HostBatches):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lab.base.errors import Parser, UserError, exits_with_one_line
 from lab.base.files import write_whole
 from lab.images import formats
-from lab.ladder import recipes, schedules
+from lab.ladder import published, recipes, schedules
 from lab.ladder.recipes import RECIPES
 from lab.ladder.schedules import Knots
 from lab.report import groups, predictions
@@ -197,8 +197,8 @@ def _key(label: str, **style: Any) -> Any:
 
 def _published(loss: Any, accuracy: Any) -> Any:
     """Draws the published first epochs in grey, behind the rest. Returns the legend's entry."""
-    epochs = range(1, len(recipes.LEARNING_CURVE) + 1)
-    means, deviations, accuracies = zip(*recipes.LEARNING_CURVE, strict=True)
+    epochs = range(1, len(published.LEARNING_CURVE) + 1)
+    means, deviations, accuracies = zip(*published.LEARNING_CURVE, strict=True)
     style = {"color": GREY, "linewidth": 5, "alpha": 0.55, "zorder": 0, "solid_capstyle": "round"}
     loss.plot(epochs, means, **style)
     loss.errorbar(epochs, means, deviations, color=GREY, fmt="none", capsize=5, zorder=0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.base.errors import UserError
-from lab.ladder import recipes
+from lab.ladder import published, recipes
 from lab.report import groups, predictions, tables
 from lab.report.evidence import Report, Section
 from lab.report.groups import Group
@@ -187,7 +187,7 @@ def _published(runs: Sequence[Run]) -> dict[str, Any] | None:
     ours = [run for run in runs if run.recipe == recipes.ROOT and groups.is_unchanged(run)]
     if not ours:
         return None
-    points = recipes.LEARNING_CURVE[: max(len(run.epochs) for run in ours)]
+    points = published.LEARNING_CURVE[: max(len(run.epochs) for run in ours)]
     return {
         "name": "published, training (mean of 5)",
         "train_loss": [loss for loss, _, _ in points],

@@ -56,9 +56,9 @@ def test_the_warm_up_keeps_its_share_unless_given():
     assert assemble.configure({"recipe": "tricks-ghost", "epochs": 9}).warmup_epochs == pytest.approx(1.8)
 
 
-def test_knots_stretch_with_the_epochs_and_rise_with_the_rate():
+def test_knots_follow_the_epochs_and_rise_with_the_rate():
     assert assemble.configure({"recipe": "bag-of-tricks", "epochs": 20, "learning_rate": 0.5}).knots == (
-        "0,0 4,0.5 16,0.05 20,0.05"
+        "0,0 4,0.5 18,0.05 20,0.05"
     )
     assert assemble.configure({"recipe": "bag-of-tricks", "epochs": 20, "knots": "0,1"}).knots == "0,1"
 
@@ -128,6 +128,11 @@ def test_an_edited_script_trains_the_edited_recipe(small_data, tmp_path):
         ("--recipe speedrun --epochs 0", "--epochs 0 is out of range"),
         ("--recipe speedrun --learning-rate -1", "--learning-rate -1.0 is out of range"),
         ("--recipe nothing", "--recipe 'nothing' is not known"),
+        ("--recipe tricks-ema --epochs 2", "--epochs 2 is too short for the schedule of tricks-ema; give --epochs 3"),
+        ("--blocks residual,nothing", "--blocks 'residual,nothing' is not 3 of residual, extra, nothing"),
+        ("--blocks nothing,nothing,more", "try --blocks residual,nothing,residual"),
+        ("--recipe speedrun --blocks nothing,nothing,extra", "has no effect with --network speednet"),
+        ("--filter-rate 1", "--filter-rate 1.0 has no effect with --optimizer nesterov"),
         ("--ghost-groups 7", "--batch-size 512 is not divisible by --ghost-groups 7; try 511"),
     ],
 )

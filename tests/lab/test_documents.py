@@ -14,7 +14,7 @@ import pytest
 from lab import __main__ as lab
 from lab import documents
 from lab.base.errors import UserError
-from lab.ladder import recipes
+from lab.ladder import published
 from lab.runs import record
 from lab.tpu import lower
 from lab.tpu import table as tpu_table
@@ -38,7 +38,7 @@ def test_the_learning_curve_is_the_records_and_near_the_published_one():
         deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
         return f"{statistics.fmean(values):.3f}{deviation}"
 
-    for epoch, (loss, deviation, accuracy) in enumerate(recipes.LEARNING_CURVE, 1):
+    for epoch, (loss, deviation, accuracy) in enumerate(published.LEARNING_CURVE, 1):
         rows = [run[epoch - 1] for run in runs if len(run) >= epoch]
         line = next(line for line in text.splitlines() if line.startswith(f"| {epoch} | "))
         cells = [cell.strip() for cell in line.strip("|").split("|")]

@@ -21,12 +21,13 @@ def test_the_table_has_a_line_for_each_recipe_with_what_is_claimed_and_measured(
         made = made_result("speedrun", seed, [0.5] * 7 + [0.93], test_accuracy_tta=accuracy)
         (tmp_path / f"{seed}.json").write_text(encode(made))
     head, *lines = show.listing(tmp_path).splitlines()
-    assert head.split() == ["recipe", "epochs", "claimed", "time", "measured"]
+    assert re.split("  +", head) == ["recipe", "epochs", "claimed", "time", "measured", "follows its published log"]
     assert [line.split()[0] for line in lines[: len(RECIPES)]] == list(RECIPES)
     cells = {line.split()[0]: re.split("  +", line) for line in lines[: len(RECIPES)]}
-    assert cells["speedrun"] == ["speedrun", "8", "94.01 % (n=200)", "2.59 s, A100", "94.10 % (n=2)"]
-    assert cells["bag-of-tricks"][1:] == ["10", "94.1 % (n=50)", "26 s, V100", "not measured yet"]
-    assert cells["lars"][1:] == ["24", "no figure", "not measured yet"]
+    assert cells["speedrun"] == ["speedrun", "8", "94.01 % (n=200)", "2.59 s, A100", "94.10 % (n=2)", "no log"]
+    assert cells["bag-of-tricks"][1:] == ["10", "94.1 %", "26 s, V100", "not measured yet", "no log"]
+    assert cells["lars"][1:] == ["24", "no figure", "not measured yet", "no log"]
+    assert cells["post4-wide"][-1] == "not measured yet"
 
 
 def test_a_difference_is_a_line_a_hyperparameter(capsys):

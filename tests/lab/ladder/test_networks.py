@@ -10,6 +10,7 @@ import tensorflow as tf
 import model
 import train_eager
 from lab import options as hyperparameters
+from lab.base.errors import UserError
 from lab.ladder import describe, layers, networks, recipes
 from lab.ladder.layers import Style
 from model import Uniform
@@ -75,7 +76,17 @@ def unsettled(net):
     return net
 
 
-@pytest.mark.parametrize("changes", [{}, {"network": "plain"}, {"network": "extra"}, {"whiten": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"blocks": "nothing,nothing,nothing"},
+        {"blocks": "extra,extra,extra"},
+        {"blocks": "extra,residual,nothing"},
+        {"whiten": True},
+        {"whiten": True, "blocks": "nothing,extra,residual"},
+    ],
+)
 @pytest.mark.parametrize("fast", [False, True])
 def test_the_forward_pass_is_numpys(changes, fast):
     images = np.random.default_rng(2).standard_normal((5, 32, 32, 3)).astype(np.float32)
@@ -85,6 +96,46 @@ def test_the_forward_pass_is_numpys(changes, fast):
     for training in (False, True):
         expected = davidnet(net, images, training)
         np.testing.assert_allclose(net(images, training=training), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def norm_relu(norm, images):
+    scale = norm.scale.numpy() / np.sqrt(norm.running_variance.numpy() + 1e-5)
+    return np.maximum((images - norm.running_mean.numpy()) * scale + norm.shift.numpy(), 0)
+
+
+def dawn(net, images, original):
+    """The pre-activation network; in the original a skip leaves before the block's first batch norm."""
+    hidden = conv(images.astype(np.float64), (net.prep.conv if original else net.prep).kernel.numpy())
+    hidden = norm_relu(net.prep.norm, hidden) if original else hidden
+    for stage in (1, 2, 3, 4):
+        for number in (0, 1):
+            block = getattr(net, f"layer{stage}_block{number}")
+            stride = 2 if stage > 1 and number == 0 else 1
+            inner = norm_relu(block.norm1, hidden)
+            skip = hidden if original else inner
+            if stride == 2:
+                skip = conv(inner, block.shortcut.kernel.numpy())[:, ::2, ::2]
+            branch = conv(inner, block.conv1.kernel.numpy())[:, ::stride, ::stride]
+            hidden = skip + conv(norm_relu(block.norm2, branch), block.conv2.kernel.numpy())
+    features = np.concatenate([hidden.max((1, 2)), hidden.mean((1, 2))], 1)
+    return features @ net.head.kernel.numpy().astype(np.float64) + net.head.bias.numpy()
+
+
+@pytest.mark.parametrize("name", ["dawn", "dawnbench"])
+def test_the_pre_activation_networks_are_numpys(name):
+    images = np.random.default_rng(6).standard_normal((3, 32, 32, 3)).astype(np.float32)
+    net = unsettled(networks.make(options(network=name), 10, fast=False))
+    expected = dawn(net, images, original=name == "dawnbench")
+    np.testing.assert_allclose(net(images), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "residual", "extra,extra", "extra,extra,extra,extra", "extra, extra, extra", ",,"]
+)
+def test_blocks_that_are_not_three_known_ones_are_refused(text):
+    with pytest.raises(UserError, match=r"^--blocks .* is not 3 of residual, extra, nothing; try") as error:
+        networks.parse_blocks(text)
+    assert "\n" not in str(error.value)
 
 
 def test_the_names_are_those_of_the_options():
@@ -191,7 +242,8 @@ def test_the_whitening_computes_in_float32_and_the_rest_does_not(changes, bfloat
     net.whiten.call = lambda images: seen.append(call(images)) or seen[-1]
     logits = net(images)
     padding = "SAME" if "whiten" in changes else "VALID"
-    np.testing.assert_array_equal(seen[0], tf.nn.conv2d(images, net.whiten.kernel.numpy(), 1, padding))
+    bias = 0.0 if net.whiten.bias is None else net.whiten.bias.numpy()
+    np.testing.assert_array_equal(seen[0], tf.nn.conv2d(images, net.whiten.kernel.numpy(), 1, padding) + bias)
     assert seen[0].dtype == tf.float32 == logits.dtype
     convolutions = [part for part in net._flatten_layers() if isinstance(part, layers.Conv)]
     assert {part.compute_dtype for part in convolutions} == {"bfloat16"}

@@ -120,6 +120,25 @@ def test_lars_scales_each_filters_rate():
     np.testing.assert_allclose(flat.numpy(), [other], rtol=1e-5)
 
 
+def test_lars_measures_the_filters_step_before_it_is_accumulated_and_moves_the_rest_as_davidnet():
+    """The rate rises, so that inside and outside the accumulator differ; filters' inside, as in torch_backend.py."""
+    generator = np.random.default_rng(7)
+    start, gradients = generator.standard_normal((1, 1, 2, 3)), generator.standard_normal((4, 1, 1, 2, 3))
+    filters, rest = tf.Variable(start.astype(np.float32)), tf.Variable([2.0])
+    lars = Lars(Doubling(), 0.9, is_filter=[True, False], decays=[0.0, 0.0], rates=[Doubling(), lambda step: 0.1])
+    weights, velocity, other, accumulated = start.copy(), 0.0, 2.0, 0.0
+    for step, gradient in enumerate(gradients):
+        lars.apply([tf.constant(gradient, tf.float32), tf.constant([1.0])], [filters, rest])
+        sizes, slopes = (np.sqrt(np.square(values).sum((0, 1, 2))) for values in (weights, gradient))
+        move = -0.01 * 2**step * sizes / (slopes + 1e-2) * gradient
+        velocity = 0.9 * velocity + move
+        weights = weights + move + 0.9 * velocity
+        accumulated = 0.9 * accumulated + 1.0
+        other -= 0.1 * (1.0 + 0.9 * accumulated)
+    np.testing.assert_allclose(filters.numpy(), weights, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(rest.numpy(), [other], rtol=1e-5)
+
+
 def newton_schulz(matrix, steps=3):
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (np.linalg.norm(x) + 1e-7)
@@ -261,6 +280,15 @@ def test_lars_knows_the_filters_and_the_decays():
     found, decays = optimizers.make(options("lars"), network, 97)
     assert isinstance(found, Lars) and list(found.decays) == decays == [512 * 5e-4] * 6
     assert list(found.is_filter) == [role is Role.FILTER for role in layers.roles(network)]
+    # The filters have a peak of their own, the rest DavidNet's.
+    peaks = np.where(found.is_filter, 3.24, 0.4)
+    for step in (0, 200, 5 * 97 - 1, 1500):
+        shape = np.interp((step + 1) / 97, [0, 5, 24], [0, 1, 0]) / 512
+        np.testing.assert_allclose([rate(step) for rate in found.rates], peaks * shape, rtol=1e-5)
+    assert not found.rate_inside
+    # A filter turns as far a step as one of SGD's does in balance, where eta^2 g^2 = 2 eta alpha (1 - rho) w^2.
+    eta, alpha = 0.4 / 512, 512 * 5e-4
+    assert np.sqrt(2 * eta * alpha * (1 - 0.9)) == pytest.approx(3.24 / 512, rel=1e-3)
 
 
 def test_rates_of_zero_divide_by_nothing():

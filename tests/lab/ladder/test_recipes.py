@@ -53,7 +53,9 @@ SPEEDNET = (
     24 + conv(24, 64) + conv(64, 64) + conv(64, 256) + 3 * conv(256, 256) + 2 * 64 + 4 * 256 + 2560
 )  # fmt: skip
 PARAMETERS = {
-    "post1-baseline": DAWN, "post2-batch512": DAWN, "post3-fp32-bn": DAWN, "post3-cutout": DAWN,
+    "post0-dawnbench": DAWN + 2 * 64, "post3-cutout-35": DAWN, "post3-simple-35": DAWN, "davidnet-flip": DAVIDNET,
+    "bag-of-tricks-80": WHITENED, "post1-baseline": DAWN, "post2-batch512": DAWN, "post3-fp32-bn": DAWN,
+    "post3-cutout": DAWN,
     "post3-batch768": DAWN, "post4-backbone": SHORTCUTS, "post4-no-repeat": backbone(1, 256),
     "post4-conv3": backbone(3, 256), "post4-maxpool": backbone(3, 256), "post4-global-pool": backbone(3, 512),
     "post4-bn-scale1": PLAIN, "post4-wide": WIDE, "post4-extra": EXTRA, "post4-davidnet20": DAVIDNET,
@@ -74,7 +76,7 @@ def network_of(name):
 
 # Recipes whose networks have different layers; the parameters of the others follow from them by PARAMETERS.
 DIFFERENT = {
-    tuple(recipes.values(name)[key] for key in ("network", "width", "whiten", "frozen_scales")): name
+    tuple(recipes.values(name)[key] for key in ("network", "blocks", "width", "whiten", "frozen_scales")): name
     for name in PARAMETERS
 }
 
@@ -92,13 +94,15 @@ def test_its_network_has_the_parameters_and_shapes_that_it_should(name):
 
 def test_recipes_of_one_network_have_the_parameters_of_one():
     for name in PARAMETERS:
-        same = DIFFERENT[tuple(recipes.values(name)[key] for key in ("network", "width", "whiten", "frozen_scales"))]
+        keys = ("network", "blocks", "width", "whiten", "frozen_scales")
+        same = DIFFERENT[tuple(recipes.values(name)[key] for key in keys)]
         assert PARAMETERS[name] == PARAMETERS[same]
 
 
 LEARNS = (
-    "post1-baseline", "post4-backbone", "post4-no-repeat", "post4-conv3", "post4-maxpool", "post4-global-pool",
-    "post4-bn-scale1", "post4-extra", "davidnet", "lars", "tricks-frozen", "bag-of-tricks", "speedrun",
+    "post0-dawnbench", "post1-baseline", "post4-backbone", "post4-no-repeat", "post4-conv3", "post4-maxpool",
+    "post4-global-pool", "post4-bn-scale1", "post4-extra", "davidnet", "lars", "tricks-frozen", "bag-of-tricks",
+    "speedrun",
 )  # fmt: skip
 
 
@@ -113,9 +117,10 @@ def test_every_network_and_optimizer_is_among_those_that_learn():
 )
 def test_it_learns_within_two_steps(name, small_data):
     """A rate that is steady: the loss before the third step is below the first's."""
-    rate = {"muon": 0.1, "lars": 0.5, "nesterov": 0.02}[recipes.values(name)["optimizer"]]
+    rate = {"muon": 0.1, "lars": 0.02, "nesterov": 0.02}[recipes.values(name)["optimizer"]]
     changes = {"recipe": name, "data": small_data, "device": "cpu", "jit": False, "batch_size": 32, "width": 8}
     changes |= {"knots": f"0,{rate}", "pipeline": "device"}
+    changes |= {"learning_rate": 0.02, "filter_rate": 0.5} if name == "lars" else {}
     changes |= {"bias_rate": 0.01, "head_rate": 0.01} if name == "speedrun" else {}
     training = assemble.make(assemble.configure(changes))
     rows = training.batches.open(1)
@@ -141,3 +146,108 @@ def test_each_states_only_what_it_changes():
 def test_an_unknown_recipe_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="did you mean speedrun"):
         recipes.values("speedrnu")
+
+
+# What the sources say (cifar10-fast's notebooks; basenet.json of the DAWNBench entry): epochs, batch, cutout, and the
+# rate over the epochs, by knots.
+SOURCES = {
+    "post0-dawnbench": (40, 128, 0, [(0, 0), (15, 0.1), (30, 0.005), (35, 0), (35.001, 0.0005), (40, 0.0005)]),
+    "post1-baseline": (35, 128, 0, [(0, 0), (15, 0.1), (30, 0.005), (35, 0)]),
+    "post2-batch512": (35, 512, 0, [(0, 0), (15, 0.44), (30, 0.005), (35, 0)]),
+    "post3-fp32-bn": (35, 512, 0, [(0, 0), (15, 0.44), (30, 0.005), (35, 0)]),
+    "post3-cutout-35": (35, 512, 8, [(0, 0), (15, 0.44), (30, 0.005), (35, 0)]),
+    "post3-simple-35": (35, 512, 8, [(0, 0), (8, 0.4), (35, 0)]),
+    "post3-cutout": (30, 512, 8, [(0, 0), (8, 0.4), (30, 0)]),
+    "post3-batch768": (30, 768, 8, [(0, 0), (8, 0.6), (30, 0)]),
+    **dict.fromkeys(
+        ("post4-backbone", "post4-no-repeat", "post4-conv3", "post4-maxpool", "post4-global-pool", "post4-bn-scale1",
+         "post4-davidnet20"),
+        (20, 512, 8, [(0, 0), (4, 0.4), (20, 0)]),
+    ),
+    "post4-wide": (60, 512, 8, [(0, 0), (12, 0.4), (60, 0)]),
+    "post4-extra": (60, 512, 12, [(0, 0), (12, 0.4), (60, 0)]),
+    "davidnet": (24, 512, 8, [(0, 0), (5, 0.4), (24, 0)]),
+    "davidnet-flip": (19, 512, 8, [(0, 0), (5, 0.4), (19, 0)]),
+    "lars": (24, 512, 8, [(0, 0), (5, 0.4), (24, 0)]),
+    "tricks-gpu-data": (24, 512, 8, [(0, 0), (5, 0.4), (24, 0)]),
+    "tricks-pool-first": (25, 512, 8, [(0, 0), (5, 0.4), (25, 0)]),
+    "tricks-smoothing": (23, 512, 8, [(0, 0), (4.6, 0.4), (23, 0)]),
+    "tricks-celu": (20, 512, 8, [(0, 0), (4, 0.4), (20, 0)]),
+    "tricks-ghost": (18, 512, 8, [(0, 0), (3.6, 0.6), (18, 0)]),
+    "tricks-frozen": (17, 512, 8, [(0, 0), (3.4, 0.6), (17, 0)]),
+    "tricks-whiten": (14, 512, 5, [(0, 0), (2.8, 1), (14, 0)]),
+    "tricks-ema": (13, 512, 5, [(0, 0), (2.6, 1), (11, 0.1), (13, 0.1)]),
+    "bag-of-tricks": (10, 512, 0, [(0, 0), (2, 1), (8, 0.1), (10, 0.1)]),
+    "bag-of-tricks-80": (80, 512, 12, [(0, 0), (16, 0.4), (78, 0.04), (80, 0.04)]),
+    "eager-tutorial": (24, 512, 0, [(0, 0), (5, 0.4), (24, 0)]),
+    "fenwicks": (24, 512, 8, [(0, 0), (5, 0.4), (24, 0)]),
+    "speedrun": (8, 2000, 0, [(0.04, 0.24), (8.04, 0)]),
+}  # fmt: skip
+
+
+def rates(options):
+    """The rate at a thousand places of the run, by NumPy."""
+    at = np.linspace(0, options.epochs, 1001)
+    pairs = [tuple(map(float, pair.split(","))) for pair in options.knots.split()]
+    pairs = pairs or [(0, 0), (options.warmup_epochs, options.learning_rate), (options.epochs, 0)]
+    return np.interp(at, *zip(*pairs, strict=True))
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_epochs_batch_cutout_and_rates_are_the_sources(name):
+    epochs, batch, cutout, knots = SOURCES[name]
+    options = assemble.configure({"recipe": name})
+    assert (options.epochs, options.batch_size, options.cutout) == (epochs, batch, cutout)
+    expected = np.interp(np.linspace(0, epochs, 1001), *zip(*knots, strict=True))
+    np.testing.assert_allclose(rates(options), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "knots"),
+    [
+        ("tricks-ema", 20, [(0, 0), (4, 1), (18, 0.1), (20, 0.1)]),  # the last two epochs stay two
+        ("tricks-ema", 3, [(0, 0), (0.6, 1), (1, 0.1), (3, 0.1)]),
+        ("bag-of-tricks", 13, [(0, 0), (2.6, 1), (11, 0.1), (13, 0.1)]),
+        ("bag-of-tricks-80", 24, [(0, 0), (4.8, 0.4), (22, 0.04), (24, 0.04)]),
+        ("speedrun", 4, [(0.04, 0.24), (4.04, 0)]),  # the shift stays one step
+        ("speedrun", 16, [(0.04, 0.24), (16.04, 0)]),
+        ("post1-baseline", 70, [(0, 0), (30, 0.1), (60, 0.005), (70, 0)]),
+        ("post0-dawnbench", 8, [(0, 0), (3, 0.1), (6, 0.005), (7, 0), (7.001, 0.0005), (8, 0.0005)]),
+        ("tricks-pool-first", 24, [(0, 0), (5, 0.4), (24, 0)]),  # 94.0 % there, with the warm-up of 25 epochs
+        ("tricks-gpu-data", 4, [(0, 0), (4 * 5 / 24, 0.4), (4, 0)]),  # 5 would be more than the run
+        ("tricks-smoothing", 25, [(0, 0), (5, 0.4), (25, 0)]),
+        ("davidnet", 12, [(0, 0), (2.5, 0.4), (12, 0)]),
+    ],
+)
+def test_with_other_epochs_what_is_absolute_stays(name, epochs, knots):
+    options = assemble.configure({"recipe": name, "epochs": epochs})
+    expected = np.interp(np.linspace(0, epochs, 1001), *zip(*knots, strict=True))
+    np.testing.assert_allclose(rates(options), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_lower_peak_lowers_every_knot_and_knots_of_ones_own_stay():
+    lower = assemble.configure({"recipe": "bag-of-tricks", "learning_rate": 0.5})
+    assert lower.knots == "0,0 2,0.5 8,0.05 10,0.05"
+    assert assemble.configure({"recipe": "bag-of-tricks", "learning_rate": 0.0}).knots == "0,0 2,0 8,0 10,0"
+    assert assemble.configure({"recipe": "tricks-ema", "epochs": 2, "knots": "0,1"}).knots == "0,1"
+    run = recipes.values("bag-of-tricks") | {"epochs": 5, "knots": "0,1 5,0"}  # one that goes on
+    assert recipes.change("bag-of-tricks", run, {"epochs": 5})["knots"] == "0,1 5,0"
+
+
+def test_only_the_uncut_lengths_of_post_8_carry_fifty_runs():
+    """The post gives means of 50 runs before it cuts a rung's epochs; of what is left none."""
+    counts = {name: recipe.claim.runs for name, recipe in recipes.RECIPES.items() if "post 8" in recipe.about.lower()}
+    assert counts.pop("bag-of-tricks-80") == 5
+    assert len(counts) == 10 and set(counts.values()) == {0}
+
+
+def test_posts_0_to_4_and_the_tutorial_name_the_last_batch_as_a_difference():
+    for name, recipe in recipes.RECIPES.items():
+        old = name.startswith(("post0", "post1", "post2", "post3", "post4")) or name == "eager-tutorial"
+        assert old == ("partial batch too" in recipe.differs), name
+
+
+def test_post_8_draws_in_groups_and_what_came_before_for_each_image():
+    for name in recipes.RECIPES:
+        tricks = name.startswith(("tricks", "bag-of-tricks"))
+        assert recipes.values(name)["draws"] == ("grouped" if tricks else "each"), name

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import data
-from lab.machine.resident import HostBatches, ResidentBatches, reflected, take, take_by_products
+from lab.machine.resident import HostBatches, ResidentBatches, grouped, reflected, take, take_by_products
 
 COUNT, BATCH = 40, 8
 
@@ -21,7 +21,9 @@ def images():
 
 
 def config(**changes):
-    return SimpleNamespace(**{"batch_size": BATCH, "pad": 4, "flip": "random", "cutout": 8, "seed": 5} | changes)
+    return SimpleNamespace(
+        **{"batch_size": BATCH, "pad": 4, "flip": "random", "cutout": 8, "seed": 5, "draws": "each"} | changes
+    )
 
 
 def one_device():
@@ -52,6 +54,42 @@ def test_a_batch_is_what_numpy_makes_of_the_plan(images, changes, products):
         for image, row in zip(made.numpy(), rows, strict=True):
             expected = by_numpy(images, row, settings.pad, settings.cutout, row[3])
             np.testing.assert_allclose(image, expected, atol=1e-5)
+
+
+def test_grouped_draws_are_equal_groups_each_of_one_draw():
+    """Post 8's: each of the 81 crops and of 200 of the 625 squares as often as any other, exactly half mirrored."""
+    count = 50_000
+    settings = config(draws="grouped", batch_size=500)
+    drawn = grouped(settings, 3, count)
+    assert drawn.shape == (count, 5) and drawn.dtype == np.int32
+    for left, options, groups in ((0, 81, 81), (3, 625, 200)):
+        side = int(options**0.5)
+        pairs = drawn[:, left : left + 2]
+        assert pairs.min() >= 0 and pairs.max() < side
+        _, counts = np.unique(pairs[:, 0] * side + pairs[:, 1], return_counts=True)
+        assert len(counts) == groups and set(counts) <= {count // groups, -(-count // groups)}
+    assert drawn[:, 2].sum() == count // 2
+    # Each with a shuffle of its own: mirrored and not within one crop's group, and neighbours in no order.
+    for column in (0, 1, 3, 4):
+        assert abs(np.corrcoef(drawn[:, 2], drawn[:, column])[0, 1]) < 0.03
+        assert abs(np.corrcoef(drawn[1:, column], drawn[:-1, column])[0, 1]) < 0.03
+    assert abs(np.corrcoef(drawn[:, 0], drawn[:, 3])[0, 1]) < 0.03
+    np.testing.assert_array_equal(drawn, grouped(settings, 3, count))
+    assert (drawn != grouped(settings, 4, count)).any() and (drawn != grouped(config(seed=6), 3, count)).any()
+    assert grouped(config(flip="none"), 1, 40)[:, 2].sum() == 0
+
+
+def test_the_plan_has_each_images_grouped_draws_and_the_same_order(images):
+    plain, settings = config(), config(draws="grouped")
+    rows = HostBatches(settings, images, one_device()).rows(2)
+    np.testing.assert_array_equal(rows[..., 0], data.plan(plain, 2, COUNT)[..., 0])
+    drawn = grouped(settings, 2, COUNT)
+    for number, *rest in rows.reshape(-1, 6):
+        assert list(drawn[number]) == rest
+    alternating = HostBatches(config(draws="grouped", flip="alternating"), images, one_device())
+    first, second = (alternating.rows(epoch).reshape(-1, 6) for epoch in (1, 2))
+    flips = [dict(zip(rows[:, 0], rows[:, 3], strict=True)) for rows in (first, second)]
+    assert all(flips[0][number] != flips[1][number] for number in range(COUNT))
 
 
 @pytest.mark.parametrize("flip", ["random", "alternating"])

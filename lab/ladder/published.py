@@ -1,0 +1,30 @@
+"""The first epochs of published trainings, by recipe. No TensorFlow here."""
+
+# davidnet's 24 epochs: training loss, its deviation, training accuracy, over augmented images while they train; mean of
+# 5 runs (D. C. Page, cifar10-fast, demo.ipynb).
+LEARNING_CURVE = (
+    (1.613, 0.008, 0.417),
+    (0.929, 0.011, 0.669),
+    (0.725, 0.004, 0.747),
+    (0.620, 0.005, 0.784),
+    (0.555, 0.002, 0.808),
+)
+# Training loss and accuracy of the first three epochs, the same way; one run each, on a V100 in half precision
+# (D. C. Page, cifar10-fast, the logs in experiments.ipynb).
+LOGS: dict[str, tuple[tuple[float, float], ...]] = {
+    "post1-baseline": ((1.6659, 0.3804), (1.0084, 0.6408), (0.7493, 0.7383)),
+    "post2-batch512": ((1.7308, 0.357), (1.0917, 0.6081), (0.7787, 0.7243)),
+    "post3-fp32-bn": ((1.7187, 0.3601), (1.0809, 0.6089), (0.7759, 0.7262)),
+    "post3-cutout": ((1.7153, 0.3614), (1.1202, 0.5958), (0.865, 0.6948)),
+    "post3-batch768": ((1.7852, 0.3372), (1.231, 0.5556), (0.9326, 0.6697)),
+    "post4-backbone": ((1.9952, 0.2584), (1.7656, 0.3524), (1.6943, 0.3821)),
+    "post4-no-repeat": ((1.9549, 0.2788), (1.7492, 0.3624), (1.6697, 0.3913)),
+    "post4-conv3": ((1.7308, 0.3705), (1.3386, 0.5154), (1.1407, 0.5904)),
+    "post4-maxpool": ((1.6871, 0.3949), (1.1606, 0.5894), (0.9527, 0.6686)),
+    "post4-global-pool": ((1.8201, 0.3688), (1.2519, 0.5615), (0.9693, 0.6614)),
+    "post4-bn-scale1": ((1.7973, 0.3648), (1.1342, 0.5999), (0.8749, 0.6971)),
+    "post4-wide": ((1.8879, 0.3291), (1.246, 0.5628), (0.935, 0.6807)),
+    "post4-extra": ((1.8571, 0.339), (1.1796, 0.5765), (0.8991, 0.6836)),
+    "post4-davidnet20": ((1.5841, 0.4281), (0.9454, 0.6631), (0.7213, 0.7491)),
+    "davidnet": ((1.6042, 0.4199), (0.917, 0.6724), (0.7207, 0.7483)),
+}
