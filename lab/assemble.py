@@ -17,7 +17,7 @@ from lab.base import paths, storage
 from lab.base.errors import UserError, nearest
 from lab.images import load
 from lab.images.load import ImageSet
-from lab.ladder import networks, optimizers, recipes, schedules
+from lab.ladder import describe, networks, optimizers, recipes, schedules
 from lab.ladder.averaging import WeightAverage
 from lab.machine import devices
 from lab.machine.devices import Placement
@@ -105,6 +105,7 @@ class LabTraining(Training):
     images: Any  # an ImageSet
     batches: HostBatches
     placement: Placement
+    layers: list[describe.Row]
     average: WeightAverage | None = None
     evaluation_seconds = 0.0
 
@@ -133,7 +134,8 @@ def make(options: Options, placement: Placement | None = None, images: ImageSet 
         images: see load.of.
 
     Raises:
-        UserError: for missing data or devices, a batch that does not divide, or a --profile that cannot be written.
+        UserError: for missing data or devices, a batch that does not divide, a --profile that cannot be written, or
+            a network that is not what Keras says it is: see describe.trace.
     """
     if options.profile:
         check_profile(options.profile)
@@ -154,6 +156,8 @@ def make(options: Options, placement: Placement | None = None, images: ImageSet 
     except data.UserError as error:
         raise UserError(str(error)) from None
     training.placement, training.average = placement, optimizers.average_of(training.optimizer)
+    with tf.device("CPU:0"):
+        training.layers = describe.trace(training.network)
     return training
 
 

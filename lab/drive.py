@@ -68,8 +68,6 @@ class Drive:
         self.checkpoints = Checkpoints(where, self.options.keep, assemble.variables(training))
         if folder and self.options.checkpoint_every:
             self.checkpoints.check_folder()
-        with tf.device("CPU:0"):
-            self.layers = describe.trace(training.network)
 
     # ---- the run -------------------------------------------------------------------------------------------
 
@@ -268,7 +266,7 @@ class Drive:
             + progress.train_seconds
             + progress.evaluation_seconds,
             "images_per_second": len(rows) * training.steps_per_epoch * options.batch_size / progress.train_seconds,
-            "forward_gflop_per_image": 2 * describe.multiply_adds(self.layers) / 1e9,
+            "forward_gflop_per_image": 2 * describe.multiply_adds(training.layers) / 1e9,
         }
 
 
@@ -296,7 +294,7 @@ def check_memory(drive: Drive) -> None:
     if training.kind == "CPU":
         number_bytes = 4 if training.precision == "float32" else 2
         unit = math.lcm(training.replicas, options.ghost_groups or 1)
-        note = memory.check_batch(options.batch_size, number_bytes * describe.outputs(drive.layers), unit)
+        note = memory.check_batch(options.batch_size, number_bytes * describe.outputs(drive.training.layers), unit)
         if note:
             console.say(f"note: {note}")
 

@@ -4,7 +4,9 @@ Nothing here knows the networks: each layer is watched while the graph is made, 
 """
 
 import contextlib
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 from unittest import mock
@@ -12,6 +14,7 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
+from lab.base.errors import UserError
 from lab.ladder.networks import leaves
 
 BOX_WIDTH, BOX_HEIGHT, GAP = 250, 34, 20  # of the diagram, in pixels
@@ -28,6 +31,12 @@ COLOURS = {  # of a box, by what the layer does
 # Operations that a network does itself, outside any layer without layers of its own, and what they are here.
 OPERATIONS = {"AddV2": "Add", "Max": "GlobalPool", "Relu": "Activation"}
 KERAS = {"Dense": "Head", "Conv2D": "Conv", "MaxPooling2D": "MaxPool"}
+PRODUCTS = (
+    "Conv2D",
+    "DepthwiseConv2dNative",
+    "MatMul",
+    "BatchMatMulV2",
+)  # with weights, whose last axis is that of the output
 
 
 @dataclass(frozen=True)
@@ -59,12 +68,17 @@ def trace(network: tf.keras.Model, side: int = 32) -> list[Row]:
     """The layers of a network in the order in which they are called for an image (side, side, 3), each once.
 
     Dropout layers, which do nothing then, are left out.
+
+    Raises:
+        UserError: if it reads weights that Keras does not know, or does not read some that Keras would train.
     """
     graph, layer_of = _graph(network, side)
+    _check_weights(network, graph)
     places = {id(layer): place for place, layer in leaves(network)}
     row_of = {graph.inputs[0].name: -1}  # by tensor; those that do not depend on the images have none
     numbers: dict[Any, int] = {}  # a row's, by layer, or by operation where it stands in none
     rows: list[Row] = []
+    products: Counter[int] = Counter()  # multiply-adds, by row
     for operation in graph.get_operations():
         sources = [row_of[tensor.name] for tensor in operation.inputs if tensor.name in row_of]
         if not sources:
@@ -78,8 +92,46 @@ def trace(network: tf.keras.Model, side: int = 32) -> list[Row]:
             kind = OPERATIONS.get(operation.type, "")
             made = Row(kind.lower(), kind, "", shape, 0, 0, 0, inputs)
             rows[row:] = [made if layer is None else _row(places[id(layer)], layer, shape, inputs), *rows[row + 1 :]]
+        products[row] += _multiply_adds(operation, row_of)
         row_of |= {tensor.name: row for tensor in operation.outputs}
-    return rows
+    return [replace(row, multiply_adds=products[number]) for number, row in enumerate(rows)]
+
+
+def _multiply_adds(operation: Any, row_of: Mapping[str, int]) -> int:
+    """Of an operation on one image; 0 if it is no product with weights, which do not depend on the images."""
+    kernels = [tensor for tensor in operation.inputs if tensor.name not in row_of]
+    if operation.type not in PRODUCTS or len(kernels) != 1:
+        return 0
+    out, kernel = operation.outputs[0].shape, kernels[0].shape
+    return int(np.prod(out) // out[-1] * np.prod(kernel[-2:] if "MatMul" in operation.type else kernel))
+
+
+def _check_weights(network: tf.keras.Model, graph: tf.Graph) -> None:
+    """Raises UserError unless the forward pass reads what Keras says the network has.
+
+    What Keras does not know is neither trained nor saved; what is not read has no gradient.
+    """
+
+    def handles(variable: Any) -> set[int]:
+        """Of a variable, or of its copies on several replicas."""
+        return {id(copy.handle) for copy in getattr(variable, "values", (variable,))}
+
+    values = {variable.path: getattr(variable, "value", variable) for variable in network.variables}
+    known = set().union(*(handles(value) for value in values.values()))
+    read = {id(variable.handle): variable.name for variable in graph.variables}
+    lost = sorted(name for handle, name in read.items() if handle not in known)
+    if lost:
+        raise UserError(
+            f"the network reads {lost[0]}{_more(lost)}, which Keras does not know, so that it would be neither trained "
+            "nor saved; keep its layer in an attribute, list or dict of a Keras layer, or make it by add_weight"
+        )
+    idle = [weight.path for weight in network.trainable_variables if not handles(values[weight.path]) & read.keys()]
+    if idle:
+        raise UserError(f"the network does not read its own {idle[0]}{_more(idle)}; leave that layer out")
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def _graph(network: tf.keras.Model, side: int) -> tuple[tf.Graph, dict[str, Any]]:
@@ -109,8 +161,7 @@ def _graph(network: tf.keras.Model, side: int) -> tuple[tf.Graph, dict[str, Any]
 
 
 def _row(place: str, layer: Any, shape: tuple[int, ...], inputs: tuple[int, ...]) -> Row:
-    kernel, kind = getattr(layer, "kernel", None), type(layer).__name__
-    pixels = int(np.prod(shape[:-1]))  # () for a vector: 1
+    kind = type(layer).__name__
     return Row(
         name=place,
         kind=KERAS.get(kind, kind),
@@ -118,7 +169,7 @@ def _row(place: str, layer: Any, shape: tuple[int, ...], inputs: tuple[int, ...]
         shape=shape,
         parameters=sum(int(np.prod(weight.shape)) for weight in layer.trainable_variables),
         frozen=sum(int(np.prod(weight.shape)) for weight in layer.non_trainable_variables),
-        multiply_adds=0 if kernel is None else pixels * int(np.prod(kernel.shape)),
+        multiply_adds=0,  # see trace
         inputs=inputs,
     )
 

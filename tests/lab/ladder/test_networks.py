@@ -282,6 +282,60 @@ def test_the_evaluated_arrays_are_all_that_keras_says_the_network_has():
     assert networks.parameters(net) == 2 * 2 * 2 + 9 * 3 * 2 + 9 * 2 * 2 + 9 + 12 + 3
 
 
+class Own(tf.keras.Model):
+    """A network of somebody's own, its layers held as `hold` makes it."""
+
+    def __init__(self, hold, *layers):
+        super().__init__()
+        self.held = hold(layers)
+        self.order = lambda: [self.held] if isinstance(self.held, tf.keras.Model) else layers
+
+    def call(self, images, training=False):
+        for layer in self.order():
+            images = layer(images)
+        return images
+
+
+def own(hold):
+    keras = tf.keras.layers
+    shown = Own(hold, keras.SeparableConv2D(4, 3), keras.GlobalMaxPool2D(), keras.Dense(10))
+    shown(tf.zeros([1, 32, 32, 3]))
+    return shown
+
+
+HOLDS = {
+    "a list": list,
+    "a tuple": tuple,
+    "lists in a list": lambda layers: [[layers[0]], [layers[1], [layers[2]]]],
+    "a dict": lambda layers: {str(number): layer for number, layer in enumerate(layers)},
+    "Sequential": lambda layers: tf.keras.Sequential(list(layers)),
+}
+
+
+@pytest.mark.parametrize("hold", HOLDS.values(), ids=HOLDS)
+def test_wherever_its_layers_are_held_a_network_is_saved_and_counted(hold):
+    network = own(hold)
+    assert sum(array.size for array in networks.evaluated_arrays(network).values()) == 27 + 12 + 4 + 40 + 10
+    rows = describe.trace(network)
+    assert sum(row.parameters for row in rows) == 27 + 12 + 4 + 40 + 10
+    assert describe.multiply_adds(rows) == 30 * 30 * (9 * 3 + 3 * 4) + 4 * 10
+
+
+def test_weights_that_keras_does_not_know_are_refused():
+    hidden = own(lambda layers: SimpleNamespace(layers=layers))
+    assert hidden.weights == []  # a training of nothing, and an empty file
+    with pytest.raises(UserError, match=r"reads own.*bias.* and 4 more, which Keras does not know.* list or dict"):
+        describe.trace(hidden)
+
+
+def test_weights_that_are_never_read_are_refused():
+    idle = tf.keras.layers.Dense(3, name="idle")
+    idle.build((None, 4))
+    network = own(lambda layers: [*layers, idle])
+    with pytest.raises(UserError, match=r"does not read its own idle/kernel and 1 more; leave"):
+        describe.trace(network)
+
+
 def test_dropout_has_a_random_state_which_evaluation_does_not_read():
     net = networks.make(options(dropout=0.5), 10, fast=False)
     plain = networks.make(options(), 10, fast=False)
