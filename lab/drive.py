@@ -148,7 +148,8 @@ class Drive:
         result = self.result(finished=True)
         if self.folder:
             with training.averaged():
-                record.write_weights(self.folder, networks.evaluated_arrays(training.network))
+                arrays = networks.evaluated_arrays(training.network)
+                result["weights_sha256"] = record.write_weights(self.folder, arrays)
             record.write_result(self.folder, result)
         ending = "" if last == options.epochs else f" after {last} of the schedule's {options.epochs} epochs"
         seen = "" if progress.tta_accuracy is None else f", {progress.tta_accuracy:.4f} over {options.tta} views"

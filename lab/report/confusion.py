@@ -4,7 +4,6 @@ It needs the network and the images, and so TensorFlow; what it leaves is read b
 """
 
 import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,19 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from lab.base.errors import UserError
-from lab.base.files import write_whole
 from lab.images import load
 from lab.images.imageset import ImageSet
-from lab.report.predictions import NAME, VIEWS
+from lab.report import predictions
+from lab.report.predictions import VIEWS
 from lab.report.tables import Table
+from lab.runs.results import clean
 from lab.runs.trained import Trained
 
 WORST = 24  # mistakes kept
+# What rounding may do to an accuracy: a share of the images that other operations, or another precision, take
+# otherwise. One image is always allowed.
+ROUNDING = {"float32": 0.001}
+COARSE_ROUNDING = 0.005  # of bfloat16 and float16
 
 
 def probabilities(logits: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -116,15 +120,33 @@ def evaluate(run: Trained, images: ImageSet) -> Evaluation:
 def evaluation_text(run: Trained, images: ImageSet, evaluation: Evaluation) -> str:
     """The accuracies beside those that the run recorded, those of the classes, and the confusion matrix."""
     views = run.classifier.description.views
-    count, result = len(images.test_labels), run.result
+    count, recorded = len(images.test_labels), _recorded(run)
     part = "validation" if run.options["holdout"] else "test"
     lines = [f"{count:,} {part} images of {images.source}"]
-    recorded = {run.options["tta"]: result.get("test_accuracy_tta")} | {"none": result.get("test_accuracy")}
     for kind, accuracy in {"none": evaluation.plain, views: evaluation.viewed}.items():
         known = recorded.get(kind)
         beside = f"the run recorded {known:.4f}" if isinstance(known, float) else "not recorded"
         lines.append(f"accuracy {accuracy:.4f} with {VIEWS[kind]} ({beside})")
     return "\n".join([*lines, "", _class_table(run, evaluation), "", _confusion_text(run, evaluation.confusion)])
+
+
+def missed(run: Trained, count: int, evaluation: Evaluation) -> str:
+    """By how much the accuracy of `count` images misses what the run recorded; "" if by no more than rounding."""
+    views = run.classifier.description.views
+    allowed = max(1.0, count * ROUNDING.get(str(run.result.get("precision")), COARSE_ROUNDING)) + 1e-6
+    for kind, accuracy in {"none": evaluation.plain, views: evaluation.viewed}.items():
+        known = _recorded(run).get(kind)
+        if isinstance(known, float) and not abs(accuracy - known) * count <= allowed:
+            return (
+                f"WARNING: accuracy {accuracy:.4f} with {VIEWS[kind]}, but the run recorded {known:.4f}: by more than "
+                "rounding, so these weights or images are not those of the run, or this code computes otherwise"
+            )
+    return ""
+
+
+def _recorded(run: Trained) -> dict[str, Any]:
+    """The accuracies that the run recorded, by its views."""
+    return {run.options["tta"]: run.result.get("test_accuracy_tta")} | {"none": run.result.get("test_accuracy")}
 
 
 def _class_table(run: Trained, evaluation: Evaluation) -> str:
@@ -134,12 +156,16 @@ def _class_table(run: Trained, evaluation: Evaluation) -> str:
     for label, name in enumerate(run.classifier.description.classes):
         count = int(evaluation.confusion[label].sum())
         shares = (f"{hits[label] / count:.4f}" if count else "-" for hits in columns.values())
-        rows.append((name, str(count), *shares))
+        rows.append((clean(name), str(count), *shares))
     return Table(("class", "images", *(VIEWS[kind] for kind in columns)), rows).as_text()
 
 
 def _confusion_text(run: Trained, confusion: NDArray[np.int64]) -> str:
-    classes = run.classifier.description.classes
+    classes = [clean(name) for name in run.classifier.description.classes]
+    if len(classes) > predictions.SHOWN_CLASSES:
+        pairs = predictions.most_frequent(confusion.tolist(), classes)
+        rows = [(name, other, str(number), str(total)) for name, other, number, total in pairs]
+        return Table(("most often the class", "was taken for", "times", "of images"), rows, words=(0, 1)).as_text()
     longest = max(map(len, classes))
     heads = [name[:5] for name in classes]
     if len(set(heads)) < len(heads):  # too much alike
@@ -166,6 +192,4 @@ def write_predictions(run: Trained, images: ImageSet, evaluation: Evaluation) ->
     ]
     classes = list(run.classifier.description.classes)
     content = {"classes": classes, "confusion": evaluation.confusion.tolist(), "mistakes": mistakes}
-    path = run.folder / NAME
-    write_whole(path, json.dumps(content, indent=1) + "\n")
-    return path
+    return predictions.write(run.folder, content)

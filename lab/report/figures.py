@@ -348,13 +348,14 @@ def draw(path: Path, out: Path, beside: Sequence[Path] = ()) -> list[Drawn]:
 
 
 def _read(path: Path) -> Run:
-    return results.read(path / "result.json" if path.is_dir() else path)
+    return results.read(results.of_one_run(path))
 
 
 def _draw_filters(run: Run, out: Path) -> Drawn:
     name, path = "filters.png", run.path.with_name("weights.npz")
     if run.folder is None or not path.is_file():
         return Drawn(name, "there is no weights.npz")
+    results.check_weights(path, run.weights_sha256)
     with path.open("rb") as file, np.load(file, allow_pickle=False) as weights:
         if "whiten/kernel" not in weights:
             return Drawn(name, "the network does not whiten")
@@ -365,7 +366,7 @@ def _draw_filters(run: Run, out: Path) -> Drawn:
 def _draw_predictions(run: Run, out: Path) -> list[Drawn]:
     of_run = predictions.read(run.folder) if run.folder else None
     if of_run is None:
-        why = f"there is no predictions.json; write it: python -m lab predict {run.folder or 'RUN'} --evaluate"
+        why = predictions.missing(run.folder) if run.folder else "a record has no predictions.json; give a run's folder"
         return [Drawn("confusion.png", why), Drawn("mistakes.png", why)]
     about = f"{title(run)}, {predictions.VIEWS[str(run.hyperparameters.get('tta', 'none'))]}"
     write(confusion_matrix(of_run, about), out / "confusion.png")

@@ -202,17 +202,26 @@ def _predictions(runs: Sequence[Run]) -> str:
     """The confusion matrix and mistakes of each run that has them in its folder; the first one's are open."""
     parts: list[str] = []
     for number, run in enumerate(runs, start=1):
-        of_run = None if run.folder is None else predictions.read(run.folder)
-        if of_run is None:
+        if run.folder is None or not (run.folder / predictions.NAME).exists():
             continue
         name = escape(f"Run {number}: {run.recipe}, seed {run.seed}")
+        of_run = predictions.read(run.folder)
+        if of_run is None:
+            parts.append(f'<p class="note">{name}: {escape(predictions.missing(run.folder))}</p>')
+            continue
         body = f"{_confusion(of_run)}\n<h3>Mistakes</h3>\n{_images(of_run)}"
         parts.append(f"<details{'' if parts else ' open'}><summary>{name}</summary>\n{body}\n</details>")
     return "\n".join(["<h2>Predictions</h2>", *parts]) if parts else ""
 
 
 def _confusion(of_run: Predictions) -> str:
-    """Rows are the true classes, columns the predicted ones; right and wrong are shaded apart."""
+    """Rows are the true classes, columns the predicted ones; right and wrong are shaded apart. Of many classes the
+    most frequent confusions alone."""
+    if len(of_run.classes) > predictions.SHOWN_CLASSES:
+        pairs = predictions.most_frequent(of_run.confusion, of_run.classes)
+        titles = ("most often the class", "was taken for", "times", "of images")
+        shown = [(one, other, str(count), str(total)) for one, other, count, total in pairs]
+        return f"<h3>Confusions</h3>\n{_table(Table(titles, shown, words=(0, 1)))}"
     wrong = [row[j] for i, row in enumerate(of_run.confusion) for j in range(len(row)) if i != j]
     most = max([1, *wrong])
     lines = []

@@ -54,11 +54,12 @@ def make_folder(out: str, default: Path, *, resumed: bool = False) -> Path:
     return folder
 
 
-def write_weights(folder: Path, weights: Mapping[str, NDArray[Any]]) -> None:
-    """Writes weights.npz: arrays by name, the same bytes for the same arrays."""
+def write_weights(folder: Path, weights: Mapping[str, NDArray[Any]]) -> str:
+    """Writes weights.npz: arrays by name, the same bytes for the same arrays. Returns the file's sha256."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **weights)
     write_whole(folder / "weights.npz", buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

@@ -16,9 +16,11 @@ from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin
 
 from lab.base.errors import UserError
+from lab.base.files import sum_of
 from lab.runs import record
 
 LARGEST = 64 * 2**20  # bytes of a JSON file that is read; a result of 1,000 epochs has 0.3 MB
+SERIES = "series.json"  # in the folder of several seeds' runs
 NOT_SEARCHED = ("checkpoints", "__pycache__", "node_modules")  # folders; hidden ones are not either
 Value = str | int | float | bool | None
 
@@ -60,6 +62,7 @@ class Run:
     replicas: int = at()  # devices that shared each batch
     versions: Mapping[str, Value] = at()
     code: Mapping[str, Value] = at()  # commit, changed, sha256 of the sources, see record.code; {} in older results
+    weights_sha256: str | None = at()  # of weights.npz; None in older results
     random_stream: str | None = at()  # which random numbers it drew, see lab/runs/record.py
     unlike: str | None = at()  # of a record, added by hand: what the code of its day did otherwise than today's
     test_accuracy: float = at(high=1)
@@ -92,6 +95,29 @@ class Run:
     def folder(self) -> Path | None:
         """The run's folder, in which other files may lie; None for a record."""
         return self.path.parent if self.path.name == "result.json" else None
+
+
+def of_one_run(path: Path) -> Path:
+    """The result.json, or record, that a path means: the file, or the folder that it is in.
+
+    Raises UserError, which names its runs, for the folder of a series.
+    """
+    if not os.path.isdir(path):
+        return path
+    if os.path.exists(path / SERIES) and not os.path.exists(path / "result.json"):
+        runs = sorted(file.parent for file in path.glob("seed-*/result.json"))
+        remedy = f"give one of its {len(runs)} runs, such as {runs[0]}" if runs else "none of its runs has a result yet"
+        raise UserError(f"{path} is the folder of a series; {remedy}")
+    return path / "result.json"
+
+
+def check_weights(path: Path, recorded: Any) -> None:
+    """Raises UserError if a weights.npz is not the one whose sum its run recorded; an older run recorded none."""
+    if recorded is not None and sum_of(path) != recorded:
+        raise UserError(
+            f"{path} is not what the run beside it wrote: another run's weights, or changed ones; copy the run's "
+            "folder again"
+        )
 
 
 def find(path: Path) -> list[Run]:

@@ -32,7 +32,7 @@ from lab.ladder import networks, recipes
 from lab.ladder.networks import OF_A_NETWORK
 from lab.ladder.views import view_logits
 from lab.options import GROUPS
-from lab.runs import record
+from lab.runs import record, results
 
 BATCH = 250  # images at once; a thousand of DavidNet's activations would take gigabytes
 WIDEST = 4096  # filters of the first convolution; a network many times as wide fits no memory
@@ -118,16 +118,15 @@ def load(folder: str | Path, views: str = "") -> Trained:
     """The network of a finished run, with plain operations in float32, whatever it was trained with.
 
     Args:
-        folder: the run's, with result.json and weights.npz. Those are the evaluated weights: of a recipe with a
-            moving average, the averages.
+        folder: the run's, with result.json and weights.npz, or its result.json. Those are the evaluated weights: of
+            a recipe with a moving average, the averages.
         views: none, flip or six in place of the run's own.
 
     Raises:
-        UserError: if a file is missing, damaged, or of another network, or if the run has not ended.
+        UserError: if a file is missing, damaged, or of another network or run, or if the run has not ended.
     """
-    folder = Path(folder).expanduser()
-    result = record.read_result(folder)
-    path = folder / "result.json"
+    path = results.of_one_run(Path(folder).expanduser())
+    folder, result = path.parent, record.read_result(path)
     if result.get("finished") is not True:
         raise UserError(f"the run in {folder} has not ended; go on with it: --resume {folder}")
     options = _options(result["hyperparameters"], path)
@@ -138,6 +137,7 @@ def load(folder: str | Path, views: str = "") -> Trained:
     )
     classifier = Classifier(description)
     _set_weights(classifier.network, folder / "weights.npz")
+    results.check_weights(folder / "weights.npz", result.get("weights_sha256"))
     return Trained(folder, result, options, classifier)
 
 
@@ -211,6 +211,8 @@ def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
             if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
                 held = f"{arrays[name].dtype} {arrays[name].shape}"
                 raise ValueError(f"{name} is {held} instead of float32 {shape}")
+            if not np.isfinite(arrays[name]).all():
+                raise ValueError(f"{name} holds numbers that are not finite")
     except (*formats.BROKEN_NPZ, NotImplementedError, RuntimeError, MemoryError) as error:
         raise UserError(f"{path}: {str(error) or 'truncated'}; copy the run's folder again") from None
     except OSError as error:

@@ -1,7 +1,6 @@
 """lab/report/figures.py: the pictures show the numbers they are made from."""
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 
 from lab.base.errors import UserError
 from lab.base.files import encode
-from lab.ladder import recipes
+from lab.ladder import published, recipes
 from lab.report import figures
 from lab.report import predictions as predictions_of_runs
 from lab.report.predictions import Predictions
@@ -70,7 +69,7 @@ def legends(figure):
 
 
 def test_all_pictures_of_a_run(run_folder, predictions, capsys):
-    (run_folder / "predictions.json").write_text(json.dumps(predictions))
+    predictions_of_runs.write(run_folder, predictions)
     assert figures.main([str(run_folder)]) == 0
     names = "learning-rate curves filters confusion mistakes"
     expected = [run_folder / "pictures" / f"{name}.png" for name in names.split()]
@@ -180,9 +179,9 @@ def test_several_sets_stand_one_under_the_other_in_small_svg(made):
 
 
 @pytest.fixture
-def read(predictions, tmp_path):
-    (tmp_path / "predictions.json").write_text(json.dumps(predictions))
-    return predictions_of_runs.read(tmp_path)
+def read(predictions, leave, tmp_path):
+    predictions_of_runs.write(leave(tmp_path / "run").parent, predictions)
+    return predictions_of_runs.read(tmp_path / "run")
 
 
 def test_the_confusion_matrix_shows_the_counts(read):
@@ -237,9 +236,28 @@ def test_a_damaged_file_is_one_line(tmp_path, made_result, content, capsys):
 def test_a_mistake_whose_image_is_none(tmp_path, made_result, predictions, capsys):
     predictions["mistakes"][1] = predictions["mistakes"][1] | {"png": "AAAA"}
     (tmp_path / "result.json").write_text(encode(made_result(hyperparameters={"knots": "0,1"})))
-    (tmp_path / "predictions.json").write_text(json.dumps(predictions))
+    predictions_of_runs.write(tmp_path, predictions)
     assert figures.main([str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_weights_of_another_run_draw_no_filters(run_folder, capsys):
+    with np.load(run_folder / "weights.npz") as archive:
+        arrays = {name: archive[name] + np.float32(1) for name in archive.files}
+    np.savez(run_folder / "weights.npz", **arrays)
+    assert figures.main([str(run_folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "another run's weights" in line and not (run_folder / "pictures" / "filters.png").exists()
+
+
+def test_predictions_of_another_run_draw_nothing(run_folder, tmp_path, leave, predictions, capsys):
+    other = leave(tmp_path / "other").parent
+    predictions_of_runs.write(other, predictions)
+    (run_folder / "predictions.json").write_bytes((other / "predictions.json").read_bytes())
+    assert figures.main([str(run_folder)]) == 0
+    said = capsys.readouterr().out
+    assert "no confusion.png: predictions.json is of another run" in said and "no mistakes.png" in said
+    assert not (run_folder / "pictures" / "confusion.png").exists()
 
 
 def test_damaged_weights_are_one_line(run_folder, capsys):

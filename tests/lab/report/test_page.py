@@ -13,6 +13,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from lab.base.files import encode
+from lab.report import predictions as stored
 from lab.report import report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -89,7 +91,7 @@ def page(tmp_path):
 def test_it_stands_alone(page, leave, tmp_path, request):
     pytest.importorskip("scipy", reason="records hold two runs of a recipe")
     folder = leave(tmp_path / "run", forward_gflop_per_image=0.76).parent
-    (folder / "predictions.json").write_text(json.dumps(predictions()))
+    stored.write(folder, predictions())
     parsed, text = page(folder, request.config.rootpath / "records")
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
     names = {name for name, _ in parsed.elements}
@@ -150,7 +152,7 @@ def test_hostile_names_stay_text(page, leave, tmp_path):
         versions={"tensorflow": HOSTILE},
         hardware={"processor": HOSTILE, "cores": 2, "accelerators": [HOSTILE]},
     )
-    (path.parent / "predictions.json").write_text(json.dumps(predictions((HOSTILE, "dog"))))
+    stored.write(path.parent, predictions((HOSTILE, "dog")))
     parsed, text = page(path)
     tags = [name for name, _ in parsed.elements]
     assert tags.count("script") == 2 and tags.count("img") == 2
@@ -166,7 +168,7 @@ def test_confusion_and_mistakes_are_those_of_the_run(page, leave, tmp_path):
     path = leave(tmp_path / "run")
     _, text = page(path)
     assert "Confusion" not in text
-    (path.parent / "predictions.json").write_text(json.dumps(predictions()))
+    stored.write(path.parent, predictions())
     parsed, text = page(path)
     cells = [int(cell) for cell in re.findall(r'<td class="[rw]\d">(\d+)</td>', text)]
     assert cells == [90, 10, 4, 96]
@@ -193,11 +195,57 @@ def test_confusion_and_mistakes_are_those_of_the_run(page, leave, tmp_path):
 )
 def test_damaged_predictions_end_in_one_line(leave, tmp_path, capsys, change, words):
     path = leave(tmp_path / "run")
-    (path.parent / "predictions.json").write_text(json.dumps(predictions() | change))
+    stored.write(path.parent, predictions() | change)
     assert report.main(["--html", str(tmp_path / "page.html"), str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line and "predictions.json" in line
     assert not (tmp_path / "page.html").exists()
+
+
+def changed_text(folder):
+    path = folder / "predictions.json"
+    path.write_text(path.read_text().replace("90", "95", 1))
+
+
+def without_sum(folder):
+    (folder / "predictions.json").write_text(json.dumps(predictions()))
+
+
+@pytest.mark.parametrize("spoil", [changed_text, without_sum])
+def test_changed_predictions_are_refused(leave, tmp_path, capsys, spoil):
+    folder = leave(tmp_path / "run").parent
+    stored.write(folder, predictions())
+    spoil(folder)
+    assert report.main(["--html", str(tmp_path / "page.html"), str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "predictions.json is damaged, edited" in line and "--evaluate writes it" in line
+
+
+def test_predictions_of_another_result_are_not_shown(page, leave, tmp_path, made_result):
+    """Of another run, copied there; and of the epoch before, to which the run went on."""
+    first, second = leave(tmp_path / "runs" / "a", seed=1).parent, leave(tmp_path / "runs" / "b", seed=2).parent
+    stored.write(first, predictions())
+    (second / "predictions.json").write_bytes((first / "predictions.json").read_bytes())
+    _, text = page(tmp_path / "runs")
+    assert text.count('class="confusion"') == 1
+    assert "Run 2: davidnet, seed 2: predictions.json is of another run" in text
+    assert stored.read(second) is None and "python -m lab predict" in stored.missing(second)
+    (first / "result.json").write_text(encode(made_result(seed=1, accuracies=(0.5, 0.9, 0.91))))
+    _, text = page(tmp_path / "runs")
+    assert 'class="confusion"' not in text and text.count("or of an earlier epoch of this one") == 2
+
+
+def test_of_a_hundred_classes_the_most_frequent_confusions_are_listed(page, leave, tmp_path):
+    counts = [[9 * (row == column) for column in range(100)] for row in range(100)]
+    counts[3][7], counts[9][1] = 4, 5
+    folder = leave(tmp_path / "run").parent
+    content = predictions() | {"classes": [f"class {k}" for k in range(100)], "confusion": counts}
+    stored.write(folder, content)
+    _, text = page(folder)
+    assert 'class="confusion"' not in text and len(text) < 60_000
+    assert re.search(
+        r"class 9</td><td[^>]*>class 1</td><td>5</td><td>14</td>.*class 3</td><td[^>]*>class 7", text, re.S
+    )
 
 
 def test_the_same_results_make_the_same_page_in_another_process(leave, tmp_path, request):

@@ -1,7 +1,9 @@
 """lab/runs/trained.py: a run's network comes back from its folder, and out of its exports, as it was evaluated."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,12 @@ def change_weights(folder, change):
         arrays = dict(archive)
     change(arrays)
     np.savez(folder / "weights.npz", **arrays)
+
+
+def shuffled(arrays):
+    """As another seed's: the same shapes, other numbers."""
+    for array in arrays.values():
+        array[:] = np.random.default_rng(0).permutation(array.ravel()).reshape(array.shape)
 
 
 def test_result_json_has_what_a_prediction_needs_to_the_last_bit(finished, images):
@@ -113,6 +121,11 @@ def test_the_logits_of_an_image_do_not_depend_on_the_others(run, images, monkeyp
             lambda folder: change_weights(folder, lambda a: a.update({"head/kernel": np.zeros(9**6, "f4")})),
             "too many",
         ),
+        (lambda folder: change_weights(folder, lambda a: a["head/kernel"].fill(np.nan)), "not finite"),
+        (lambda folder: change_weights(folder, lambda a: a["head/kernel"].flat.__setitem__(3, np.inf)), "not finite"),
+        (lambda folder: change_weights(folder, lambda a: a["head/kernel"].flat.__setitem__(3, 0.5)), "another run's"),
+        (lambda folder: change_weights(folder, shuffled), "another run's"),
+        (lambda folder: change_result(folder, weights_sha256="0" * 64), "another run's"),
         (
             lambda folder: change_weights(folder, lambda a: a.update({"head/kernel": np.array([print] * 9)})),
             "allow_pickle",
@@ -124,6 +137,33 @@ def test_a_damaged_folder_is_refused_in_one_line(run_folder, spoil, words):
     with pytest.raises(UserError, match=words) as caught:
         trained.load(run_folder)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_the_result_names_the_weights_that_were_written(finished):
+    found = json.loads((finished / "result.json").read_text())["weights_sha256"]
+    assert found == hashlib.sha256((finished / "weights.npz").read_bytes()).hexdigest()
+
+
+def test_weights_of_an_older_run_are_read_without_their_sum(run_folder):
+    path = run_folder / "result.json"
+    result = record.read_result(path)
+    del result["weights_sha256"]
+    path.write_text(record.encode(result))
+    assert trained.load(path).folder == run_folder  # by the file's name as well
+    change_weights(run_folder, lambda arrays: arrays["head/kernel"].fill(np.nan))
+    with pytest.raises(UserError, match="not finite"):
+        trained.load(run_folder)
+
+
+def test_a_series_is_answered_by_its_name(run_folder, tmp_path):
+    series = tmp_path / "series"
+    series.mkdir()
+    (series / "series.json").write_text("{}")
+    with pytest.raises(UserError, match="is the folder of a series; none of its runs has a result yet"):
+        trained.load(series)
+    shutil.copytree(run_folder, series / "seed-3")
+    with pytest.raises(UserError, match=r"is the folder of a series; give one of its 1 runs, such as .*seed-3$"):
+        trained.load(series)
 
 
 def test_an_older_result_is_told_from_a_damaged_one(run_folder):
