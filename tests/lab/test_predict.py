@@ -1,6 +1,8 @@
 """lab/predict.py, lab/images/photos.py, lab/report/confusion.py: pixels, probabilities and counts by NumPy and hand."""
 
 import base64
+import dataclasses
+import io
 import json
 import os
 import struct
@@ -8,10 +10,12 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from lab import predict
 from lab.base.errors import UserError
@@ -55,6 +59,22 @@ def gif(colours):
     return b"".join([*parts, b";"])
 
 
+def tiff(image, *, kind=1, claimed=None):
+    """An uncompressed TIFF file of (H, W) or (H, W, 3), little-endian; `kind`: 1 whole numbers, 3 floating point."""
+    height, width = claimed or image.shape[:2]
+    channels = 1 if image.ndim == 2 else 3
+    bits = image.dtype.itemsize * 8
+    entries = [
+        *((256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, channels // 2 + 1)),
+        *((273, 4, 1, 8), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, image.nbytes), (339, 3, 1, kind)),
+    ]
+    if channels == 3:
+        entries[2] = (258, 3, 3, 8 + image.nbytes)  # where its three values are
+    pixels = image.tobytes() + struct.pack("<HHH", bits, bits, bits)
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels + directory + bytes(4)
+
+
 def noise(*shape):
     return np.random.default_rng(8).integers(0, 256, shape, np.uint8)
 
@@ -68,6 +88,91 @@ def test_files_of_32x32_pass_unchanged(tmp_path):
         (tmp_path / name).write_bytes(content)
         np.testing.assert_array_equal(photos.read(tmp_path / name), image)
     np.testing.assert_array_equal(photos.decode(png(image[..., 0])), image[..., :1].repeat(3, 2))  # grey
+
+
+def test_kinds_that_people_have_are_read_as_their_formats_say():
+    """16 bits are scaled, 65,535 to 255; the palette's colours are by hand."""
+    image = noise(6, 8, 3)
+    grey16 = np.array([[0, 257 * 9, 65_535], [128, 129, 257 * 200 + 128]], np.uint16)
+    grey8 = np.array([[0, 9, 255], [0, 1, 200]], np.uint8)[..., None].repeat(3, 2)
+    np.testing.assert_array_equal(photos.decode(tiff(image)), image)
+    np.testing.assert_array_equal(photos.decode(tiff(grey16)), grey8)
+    np.testing.assert_array_equal(photos.decode(b"P5 3 2 65535\n" + grey16.astype(">u2").tobytes()), grey8)
+    palette = struct.pack("<IiiHHIIiiII", 40, 4, 1, 1, 8, 0, 0, 0, 0, 2, 0) + bytes([1, 2, 3, 0, 7, 8, 9, 0])
+    content = b"BM" + struct.pack("<IHHI", 66, 0, 0, 62) + palette + bytes([0, 1, 1, 0])
+    expected = np.array([[[3, 2, 1], [9, 8, 7], [9, 8, 7], [3, 2, 1]]])  # blue comes first in a BMP
+    np.testing.assert_array_equal(photos.decode(content), expected)
+
+
+@pytest.mark.parametrize(
+    "mode, kind, settings, tolerance",
+    [
+        *(("RGB", kind, {}, 0) for kind in ("PNG", "BMP", "TIFF", "PPM")),
+        ("RGB", "WEBP", {"lossless": True}, 0),
+        ("RGB", "WEBP", {"quality": 95}, 12),
+        ("RGB", "JPEG", {"quality": 95, "progressive": True}, 10),
+        ("RGB", "TIFF", {"compression": "tiff_lzw"}, 0),
+        ("RGB", "TIFF", {"compression": "tiff_adobe_deflate"}, 0),
+        ("RGBA", "PNG", {}, 0),
+        ("RGBA", "WEBP", {"lossless": True}, 0),
+        ("L", "PNG", {}, 0),
+        ("L", "JPEG", {"quality": 95}, 10),
+        ("CMYK", "TIFF", {}, 1),
+        ("CMYK", "JPEG", {"quality": 95}, 12),
+        ("P", "PNG", {"transparency": 3}, 24),
+        ("P", "GIF", {}, 24),
+        ("P", "TIFF", {}, 24),
+    ],
+)
+def test_what_pillow_writes_is_read_as_the_picture_that_it_was(mode, kind, settings, tolerance):
+    rows, columns = np.mgrid[0:40, 0:48]
+    picture = np.stack([5 * columns, 6 * rows, 120 + 0 * rows], -1).astype(np.uint8)
+    if mode == "L":
+        picture = picture[..., :1].repeat(3, 2)
+    inked = np.dstack([255 - picture, np.zeros((40, 48), np.uint8)])
+    image = {
+        "RGB": Image.fromarray(picture),
+        "RGBA": Image.fromarray(np.dstack([picture, np.full((40, 48), 200, np.uint8)])),
+        "L": Image.fromarray(picture[..., 0]),
+        "CMYK": Image.frombytes("CMYK", (48, 40), inked.tobytes()),
+        "P": Image.fromarray(picture).quantize(256),
+    }[mode]
+    image.save(file := io.BytesIO(), kind, **settings)
+    found = photos.decode(file.getvalue()).astype(int)
+    assert found.shape == picture.shape and np.abs(found - picture).max() <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_other_kinds_are_turned_as_well(kind):
+    picture = noise(4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    settings = {"lossless": True} if kind == "WEBP" else {}
+    Image.fromarray(picture).save(file := io.BytesIO(), kind, exif=exif, **settings)
+    np.testing.assert_array_equal(photos.decode(file.getvalue()), np.rot90(picture, -1))
+
+
+def test_heic_is_read_where_the_plugin_is():
+    plugin = pytest.importorskip("pillow_heif", reason="HEIC needs a plugin of Pillow's")
+    plugin.register_heif_opener()
+    rows, columns = np.mgrid[0:64, 0:64]
+    picture = np.stack([3 * columns, 3 * rows, 90 + 0 * rows], -1).astype(np.uint8)
+    Image.fromarray(picture).save(file := io.BytesIO(), "HEIF", quality=95)
+    assert np.abs(photos.decode(file.getvalue()).astype(int) - picture).max() <= 16
+
+
+def test_heic_without_the_plugin_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    with pytest.raises(ValueError, match="it is HEIC, which needs a plugin: pip install pillow-heif"):
+        photos.decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+
+
+def test_without_pillow_one_line_says_what_to_install(finished, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.png").write_bytes(png(noise(32, 32, 3)))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert predict.main([str(finished), str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "images need Pillow; try: pip install Pillow\n"
 
 
 def test_of_a_gif_the_first_frame_counts():
@@ -147,7 +252,13 @@ def hostile(folder):
         "header.jpg": jpeg[:20],
         "cut.bmp": bmp(image)[:500],
         "header.bmp": bmp(image)[:30],
-        "palette.bmp": bmp(image, bits=8),
+        "nobits.bmp": bmp(image, bits=7),
+        "bomb.gif": b"GIF89a" + struct.pack("<HH", 60_000, 60_000) + gif([(1, 2)])[10:],
+        "beyond.gif": gif([(1, 2)]).replace(struct.pack("<HHHH", 0, 0, 2, 1), struct.pack("<HHHH", 0, 0, 9_000, 9_000)),
+        "large.tif": tiff(image, claimed=(9_000, 9_000)),
+        "bomb.ppm": b"P6 1000000000 1000000000 255 ",
+        "float.tif": tiff(image[..., 0].astype("<f4"), kind=3),
+        "program.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n",
         "packed.bmp": bmp(image, compression=1),
         "cut.gif": gif([(1, 2)])[:25],
         "webp.png": b"RIFF\x10\0\0\0WEBPVP8 ",
@@ -166,7 +277,14 @@ def test_hostile_files_end_with_one_line_and_nothing_else(finished, tmp_path, ca
         message = str(caught.value)
         assert "\n" not in message and name.split("\n")[0] in message and "give" in message, name
         assert len(message) < 400 and "{{" not in message, message
-        if name in ("huge.png", "large.png"):  # refused by their header, before memory is taken
+        if name in (
+            "huge.png",
+            "large.png",
+            "bomb.gif",
+            "beyond.gif",
+            "strips.tif",
+            "bomb.ppm",
+        ):  # refused by their header, before memory is taken
             assert "pixels, the limit is" in message
     out = tmp_path / "exported"
     arguments = [str(finished), str(tmp_path / "good.png"), str(tmp_path / "text.jpg"), "--export", str(out)]
@@ -175,15 +293,17 @@ def test_hostile_files_end_with_one_line_and_nothing_else(finished, tmp_path, ca
     assert written.out == "" and len(written.err.splitlines()) == 1 and not out.exists()
 
 
-def test_a_damaged_photograph_makes_tensorflow_print_nothing(tmp_path):
+def test_damaged_images_make_no_library_print(tmp_path):
     jpeg = tf.io.encode_jpeg(noise(40, 40, 3)).numpy()
     (tmp_path / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
-    code = "import sys, lab.predict; from lab.images import photos\n"
-    code += "from pathlib import Path; photos.read(Path(sys.argv[1]))"
-    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-    command = [sys.executable, "-c", code, str(tmp_path / "cut.jpg")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert "UserError" in done.stderr and "Premature end" not in done.stderr
+    Image.fromarray(noise(40, 40, 3)).save(file := io.BytesIO(), "TIFF", compression="tiff_adobe_deflate")
+    (tmp_path / "damaged.tif").write_bytes(file.getvalue()[:20] + bytes(80) + file.getvalue()[100:])
+    code = "import sys; from lab.images import photos; from lab.base.errors import UserError\n"
+    code += "from pathlib import Path\n"
+    code += "for name in sys.argv[1:]:\n  try: photos.read(Path(name))\n  except UserError as error: print(error)"
+    command = [sys.executable, "-c", code, str(tmp_path / "cut.jpg"), str(tmp_path / "damaged.tif")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 2
 
 
 def test_a_folder_gives_all_its_images_in_order(tmp_path):
@@ -195,6 +315,32 @@ def test_a_folder_gives_all_its_images_in_order(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="holds no image"):
         photos.find([tmp_path / "none"])
+
+
+def test_a_bad_image_of_a_folder_is_reported_and_the_others_are_classified(finished, tmp_path, capsys):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for name in ("a.png", "c.webp"):
+        (folder / name).write_bytes(png(noise(32, 32, 3)))
+    for number in range(12):
+        (folder / f"b{number:02}.jpg").write_bytes(b"no image")
+    assert predict.main([str(finished), str(folder)]) == 2
+    written = capsys.readouterr()
+    assert [line.split()[0] for line in written.out.splitlines()] == [str(folder / "a.png"), str(folder / "c.webp")]
+    *lines, last = written.err.splitlines()
+    assert last == "left out: 2 more images" and len(lines) == 10
+    assert all(line.startswith(f"left out: {folder / f'b{k:02}.jpg'}: it is no image") for k, line in enumerate(lines))
+    (folder / "a.png").write_bytes(b"")
+    (folder / "c.webp").write_bytes(b"")
+    assert predict.main([str(finished), str(folder), "--json"]) == 2
+    written = capsys.readouterr()
+    assert written.out == "" and written.err.startswith("none of 14 images can be read; the first: ")
+
+
+@pytest.mark.parametrize("address", ["https://example.org/cat.jpg", "http://[", "ftp://x/y.png", "gs://bucket/a.png"])
+def test_addresses_are_not_fetched(address):
+    with pytest.raises(UserError, match="is an address, and nothing is fetched; download it"):
+        photos.find([address])
 
 
 # ---- classes -----------------------------------------------------------------------------------------------
@@ -279,7 +425,8 @@ def test_evaluation_reports_what_the_run_recorded_and_leaves_its_mistakes(run_fo
     logits = trained.load(run_folder).logits(images.test_images).astype(np.float64)
     predicted, labels = logits.argmax(1), images.test_labels
     content = json.loads((run_folder / "predictions.json").read_text())
-    assert set(content) == {"classes", "confusion", "mistakes"} and content["classes"] == ["0", "1", "2", "3"]
+    assert set(content) == {"classes", "confusion", "mistakes", "result_sha256", "sha256"}
+    assert content["classes"] == ["0", "1", "2", "3"]
     expected = [[int(((labels == i) & (predicted == j)).sum()) for j in range(4)] for i in range(4)]
     assert content["confusion"] == expected
     for row in expected:
@@ -303,6 +450,34 @@ def test_other_views_leave_the_runs_predictions_alone(run_folder, small_data, ca
     assert predict.main([str(run_folder), "--evaluate", "--data", small_data, "--tta", "six"]) == 0
     assert "with six views (not recorded)" in capsys.readouterr().out
     assert not (run_folder / "predictions.json").exists()
+
+
+def test_what_misses_the_recorded_accuracy_is_said_loudly(run_folder, small_data, capsys):
+    """Another accuracy on record, everything else as it was; one image of the 24 is rounding."""
+    result = record.read_result(run_folder)
+    for images, code in ((1, 0), (3, 1)):
+        changed = result | {"test_accuracy": result["test_accuracy"] + images / 24}
+        (run_folder / "result.json").write_text(encode(changed))
+        assert predict.main([str(run_folder), "--evaluate", "--data", small_data]) == code
+        error = capsys.readouterr().err
+        assert error.startswith("\nWARNING: accuracy ") == bool(code) and ("by more than rounding" in error) == bool(
+            code
+        )
+        assert (run_folder / "predictions.json").exists() == (not code)
+        (run_folder / "predictions.json").unlink(missing_ok=True)
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_listed(run_folder):
+    run = trained.load(run_folder)
+    names = tuple(f"class {k}\x1b[2J" for k in range(100))
+    many = dataclasses.replace(run.classifier.description, classes=names)
+    classifier = SimpleNamespace(description=many)
+    counts = np.diag(np.full(100, 5))
+    counts[3, 7], counts[9, 1] = 4, 2
+    text = confusion._confusion_text(dataclasses.replace(run, classifier=classifier), counts)
+    lines = [line.split() for line in text.splitlines()]
+    assert len(lines) == 3 and max(map(len, text.splitlines())) < 100 and "\x1b" not in text
+    assert lines[1][-2:] == ["4", "9"] and lines[2][-2:] == ["2", "7"] and lines[1][:2] == ["class", "3?[2J"]
 
 
 def test_other_images_or_classes_are_refused(run_folder, small_data, tmp_path, capsys):
