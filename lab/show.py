@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.svg and not options.describe:
         raise UserError("--svg needs to know of which network; add --describe davidnet")
     if options.to_follow:
-        print("\n".join(name for name, found in follows.of_records(RECORDS).items() if found is None))
+        print("\n".join(follows.still_to_train(RECORDS)))
     elif options.diff:
         print(difference(*options.diff))
     elif options.describe:

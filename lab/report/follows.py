@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.ladder import recipes
 from lab.ladder.published import LOGS
 from lab.report import groups
 from lab.runs import record, results
@@ -55,15 +56,26 @@ def deviation(runs: Sequence[Run], log: Sequence[tuple[float, float]]) -> Deviat
 def of_records(folder: Path) -> dict[str, Deviation | None]:
     """By recipe, for each that has a published log; None where no record in the folder tells.
 
-    Those that do are of unchanged recipes on all images, perhaps stopped early, with today's code and random numbers.
+    Those that do are of unchanged recipes on all images, perhaps stopped early, with today's code and random numbers. A
+    recipe that is here the same training as another has the other's runs too.
 
     Raises UserError for a damaged record.
     """
-    runs: dict[str, list[Run]] = {name: [] for name in LOGS}
-    for run in filter(groups.is_unchanged, results.search(folder)):
-        if run.recipe in runs and run.finished and not run.unlike and run.random_stream == record.RANDOM_STREAM:
-            runs[run.recipe].append(run)
-    return {name: deviation(ours, LOGS[name]) if ours else None for name, ours in runs.items()}
+    runs = [run for run in filter(groups.is_unchanged, results.search(folder)) if run.finished and not run.unlike]
+    runs = [run for run in runs if run.random_stream == record.RANDOM_STREAM]
+    found: dict[str, Deviation | None] = {}
+    for name, log in LOGS.items():
+        values = recipes.values(name)
+        ours = [run for run in runs if recipes.values(run.recipe) == values]
+        found[name] = deviation(ours, log) if ours else None
+    return found
+
+
+def still_to_train(folder: Path) -> list[str]:
+    """The recipes with a published log of which no record in the folder tells, each training once."""
+    missing = [name for name, by in of_records(folder).items() if by is None]
+    values = [recipes.values(name) for name in missing]
+    return [name for index, name in enumerate(missing) if values[index] not in values[:index]]
 
 
 def in_words(found: Mapping[str, Deviation | None], name: str) -> str:
