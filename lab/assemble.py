@@ -19,7 +19,7 @@ from lab.images import load
 from lab.images.load import ImageSet
 from lab.ladder import describe, networks, optimizers, recipes, schedules
 from lab.ladder.averaging import WeightAverage
-from lab.machine import devices
+from lab.machine import devices, memory
 from lab.machine.devices import Placement
 from lab.machine.resident import HostBatches, ResidentBatches
 from lab.options import OF_A_RECIPE, OF_DAVIDNET, Ladder, Machine, Runs, Selection, flag
@@ -31,6 +31,7 @@ class Options(Ladder, Selection, Machine, Runs, Config):
     """All hyperparameters: DavidNet's and those of lab/options.py."""
 
 
+SMALL = 128  # a width whose weights fit anywhere, so that nothing needs to be estimated before they are made
 NAMES = tuple(item.name for item in fields(Options))
 # Hyperparameters that are paths: the addresses that each takes, and whether it is written as a folder.
 PATHS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
@@ -143,6 +144,9 @@ def make(options: Options, placement: Placement | None = None, images: ImageSet 
     images = images or load.of(options)
     devices.check_batch(options.batch_size, placement.replicas)
     devices.check_groups(options.ghost_groups, placement.replicas)
+    memory.check_updates(options.epochs * (len(images.train_labels) // options.batch_size))
+    if placement.kind == "cpu" and options.width > SMALL:
+        memory.check_weights(options.width, networks.parameters_by_width(options, len(images.classes)))
     try:
         training = LabTraining(
             options,

@@ -295,7 +295,9 @@ def check_memory(drive: Drive) -> None:
     if training.kind == "CPU":
         number_bytes = 4 if training.precision == "float32" else 2
         unit = math.lcm(training.replicas, options.ghost_groups or 1)
-        note = memory.check_batch(options.batch_size, number_bytes * describe.outputs(drive.training.layers), unit)
+        image_bytes = number_bytes * describe.outputs(training.layers)
+        weight_bytes = 4 * networks.parameters(training.network)
+        note = memory.check_batch(options.batch_size, image_bytes, unit, weight_bytes)
         if note:
             console.say(f"note: {note}")
 

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -415,3 +416,17 @@ def evaluated_arrays(network: tf.keras.Model) -> dict[str, np.ndarray]:
 def parameters(network: tf.keras.Model) -> int:
     """How many numbers are trained."""
     return sum(int(np.prod(weight.shape)) for weight in network.trainable_variables)
+
+
+def parameters_by_width(options: Any, classes: int) -> Callable[[int], float]:
+    """How many numbers a network of these hyperparameters trains, by its width, without building it.
+
+    A layer has a share of the width as inputs, as outputs, as both or as neither, so the number is a polynomial of
+    degree 2, and three small networks tell it.
+    """
+    widths = (1, 2, 3)
+    names = {name: getattr(options, name) for name in OF_A_NETWORK}
+    small = [SimpleNamespace(**{**names, "width": width}) for width in widths]
+    counts = [parameters(make(each, classes, fast=False)) for each in small]
+    coefficients = np.linalg.solve(np.vander(widths), counts)
+    return lambda width: float(np.polyval(coefficients, width))

@@ -1,10 +1,12 @@
 """Memory on a CPU: large pages for the step's buffers, giving back what is free, and whether a batch fits."""
 
+import bisect
 import contextlib
 import ctypes
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lab.base import console
@@ -12,6 +14,8 @@ from lab.base.errors import Exit, UserError
 
 TUNABLE = "glibc.malloc.hugetlb"  # glibc 2.35 and newer; 1: ask the kernel for huge pages with madvise
 CGROUPS = Path("/sys/fs/cgroup")
+PARAMETER_BYTES = 24  # a weight and its accumulator, the warm-up's copies of both, its gradient, with the decay too
+UPDATE_BYTES = 24  # an epoch and a rate in float64, the rate in float32
 
 
 def restart_with_huge_pages() -> None:
@@ -78,7 +82,40 @@ def _limits_gib() -> list[float]:
     return limits
 
 
-def check_batch(batch_size: int, image_bytes: int, unit: int) -> str:
+def check_updates(updates: int) -> None:
+    """Raises UserError if the rates of so many updates, which are computed beforehand, do not fit in memory."""
+    available, needed = available_gib(), updates * UPDATE_BYTES / 2**30
+    if available is not None and needed > available:
+        raise UserError(
+            f"the rates of {updates:,} updates take about {needed:.1f} GiB, {available:.1f} are available; "
+            "lower --epochs, or take a larger --batch-size",
+            exit_code=Exit.EXHAUSTED,
+        )
+
+
+def check_weights(width: int, parameters: Callable[[int], float]) -> None:
+    """Raises UserError if a network's weights and what their training takes do not fit in memory, and names a width.
+
+    Args:
+        width: filters of the first convolution.
+        parameters: how many numbers a network of a width trains.
+    """
+
+    def needed(width: int) -> float:
+        return PARAMETER_BYTES * parameters(width) / 2**30
+
+    available = available_gib()
+    if available is None or needed(width) <= available:
+        return
+    fits = max(1, bisect.bisect_right(range(1, width), 0.8 * available, key=needed))
+    raise UserError(
+        f"--width {width} makes {parameters(width) / 1e6:,.0f} million parameters, which take about "
+        f"{needed(width):.1f} GiB to train, {available:.1f} are available; try --width {fits}",
+        exit_code=Exit.EXHAUSTED,
+    )
+
+
+def check_batch(batch_size: int, image_bytes: int, unit: int, weight_bytes: int = 0) -> str:
     """What to say of a batch that may not fit in memory; "" if it does, or if the system does not say.
 
     A step needs about the outputs of all layers once: measured, 0.5 to 1.1 times (DavidNet's and the speedrun's).
@@ -87,15 +124,19 @@ def check_batch(batch_size: int, image_bytes: int, unit: int) -> str:
         batch_size: images.
         image_bytes: of the outputs of all layers for one image.
         unit: which the batch is to be a multiple of.
+        weight_bytes: of all weights together.
 
     Raises:
-        UserError: if not even a third of that is available; it names a batch that fits.
+        UserError: if not even half of that is available; it names a batch that fits.
     """
     available, needed = available_gib(), batch_size * image_bytes / 2**30
-    if available is None or needed <= available:
+    if available is None:
+        return ""
+    available = max(0.0, available - 4 * weight_bytes / 2**30)  # the gradients, the warm-up's copies: still to come
+    if needed <= available:
         return ""
     fits = max(unit, int(0.8 * available / needed * batch_size) // unit * unit)
     about = f"--batch-size {batch_size} takes about {needed:.1f} GiB, {available:.1f} are available"
-    if needed <= 3 * available:
+    if needed <= 2 * available:
         return f"{about}; if it does not fit, try --batch-size {fits}"
     raise UserError(f"{about}; try --batch-size {fits}", exit_code=Exit.EXHAUSTED)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from lab import drive
 from lab.base.errors import Exit, UserError
+from lab.ladder import networks
 from lab.machine import memory
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -133,3 +134,46 @@ def test_a_run_that_does_not_fit_ends_with_6_and_the_batch_it_names_runs(
     monkeypatch.setattr(drive, "warm_up", exhausted)
     assert command_line([*flags, "--out", str(tmp_path / "three")]) == 6
     assert capsys.readouterr().err == "--batch-size 64 with --width 4 does not fit in memory; try --batch-size 32\n"
+
+
+def test_a_network_that_cannot_fit_is_refused_before_it_is_built(short, monkeypatch, capsys, command_line):
+    monkeypatch.setattr(
+        networks, "make", lambda options, *_, make=networks.make, **how: check_small(make, options, how)
+    )
+    flags = ["--width", "3000", "--batch-size", "16", "--device", "cpu", "--data", short["data"], "--out", short["out"]]
+    monkeypatch.setattr(memory, "available_gib", lambda: 8.0)
+    assert command_line(flags) == 6
+    error = capsys.readouterr().err
+    found = re.fullmatch(
+        r"--width 3000 makes ([\d,]+) million parameters, which take about [\d.]+ GiB to train, 8\.0 are available; "
+        r"try --width (\d+)\n",
+        error,
+    )
+    # DavidNet by hand: 3x3 filters between layers of c, 2c, 4c and 8c; the rest is nothing beside them.
+    filters = 9 * (1 * 2 + 2 * 2 * 2 + 2 * 4 + 4 * 8 + 2 * 8 * 8) * 3000**2
+    assert int(found[1].replace(",", "")) == pytest.approx(filters / 1e6, rel=1e-3)
+    assert 0.5 < memory.PARAMETER_BYTES * 9 * 178 * int(found[2]) ** 2 / (8 * 2**30) < 0.81
+    assert not Path(short["out"]).exists()
+
+
+def check_small(make, options, how):
+    assert options.width < 4
+    return make(options, 4, **how)
+
+
+def test_more_updates_than_their_rates_fit_are_refused(short, monkeypatch, capsys, command_line):
+    monkeypatch.setattr(memory, "available_gib", lambda: 0.1)
+    flags = [
+        "--epochs",
+        "100000",
+        "--batch-size",
+        "1",
+        "--device",
+        "cpu",
+        "--data",
+        short["data"],
+        "--out",
+        short["out"],
+    ]
+    assert command_line(flags) == 6
+    assert capsys.readouterr().err.startswith("the rates of 8,000,000 updates take about 0.2 GiB, 0.1 are available")
