@@ -1,13 +1,18 @@
 """How the programs start: the flags are read before TensorFlow loads, so that -h and a mistake are answered at once."""
 
+import contextlib
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from lab.base.errors import Parser, exits_with_one_line
+from lab.base.errors import Parser, UserError, debugging, exits_with_one_line
+from lab.base.quiet import held_back
 from lab.machine import memory
 from lab.options import GROUPS
+
+PACKAGES = ("numpy", "tensorflow", "keras", "tqdm")  # of requirements.txt
 
 
 @exits_with_one_line
@@ -43,6 +48,21 @@ def flags(config: Any, add_flags: Callable[[Any, Any], None]) -> Parser:
 
 
 def load(name: str, log_level: str = "2") -> Any:
-    """A module of the lab by its name: imported only now, since it needs TensorFlow and its caller does not."""
+    """A module of the lab by its name: imported only now, since it needs TensorFlow and its caller does not.
+
+    Raises UserError if a package is not installed.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", log_level)  # TensorFlow's start-up chatter; errors still show
-    return importlib.import_module(name)
+    with contextlib.nullcontext() if debugging() else held_back():
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if (error.name or "lab").partition(".")[0] not in PACKAGES:
+                raise
+            raise UserError(f"{error.name} is not installed; pip install -r requirements.txt") from None
+        # Here CUDA says what it misses. Not of several workers: SLURM says first which GPUs each of them sees.
+        if "tensorflow" in sys.modules and not any(
+            os.environ.get(name) for name in ("TF_CONFIG", "SLURM_STEP_NUM_TASKS")
+        ):
+            sys.modules["tensorflow"].config.list_physical_devices()
+    return module
