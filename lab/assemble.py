@@ -146,7 +146,8 @@ def make(options: Options, placement: Placement | None = None, images: ImageSet 
     devices.check_groups(options.ghost_groups, placement.replicas)
     memory.check_updates(options.epochs * (len(images.train_labels) // options.batch_size))
     if placement.kind == "cpu" and options.width > SMALL:
-        memory.check_weights(options.width, networks.parameters_by_width(options, len(images.classes)))
+        by_width = networks.parameters_by_width(options, len(images.classes))
+        memory.check_weights(options.width, by_width, "fast" if is_fast(options, placement) else "plain")
     try:
         training = LabTraining(
             options,

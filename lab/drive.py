@@ -278,11 +278,14 @@ def warm_up(training: LabTraining) -> float:
     """Compiles by training one step and evaluating one batch, then undoes the step. Returns the seconds."""
     start, variables = time.perf_counter(), assemble.variables(training)
     before = [tf.identity(tf.convert_to_tensor(variable)) for variable in variables]
-    training.train_steps(training.batches.open(0), tf.constant(1))
-    training.test_steps(iter(training.test_batches), tf.constant(1))
-    if training.config.tta != "none":
-        views.warm_up(training, training.config.tta)
-    training.fetch()
+    # What was seen for DavidNet and the speedrun, on two cores; for GPUs and TPUs it is a guess.
+    usual = "20 s to 2 minutes, longer on a busy machine" if training.jit or training.kind == "TPU" else "some seconds"
+    with console.waiting(f"preparing the step, which takes {usual}"):
+        training.train_steps(training.batches.open(0), tf.constant(1))
+        training.test_steps(iter(training.test_batches), tf.constant(1))
+        if training.config.tta != "none":
+            views.warm_up(training, training.config.tta)
+        training.fetch()
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
     memory.give_back()
@@ -351,11 +354,12 @@ def profiled(drive: Drive) -> Iterator[Any]:
 def say_header(drive: Drive) -> None:
     """What is trained on what, and what may be wrong."""
     training, options, images = drive.training, drive.options, drive.training.images
-    placement, count = training.placement, training.replicas
+    placement, count, epochs = training.placement, training.replicas, options.epochs
     compiles = training.jit or training.kind == "TPU"
     console.header(
         {
-            "recipe": f"{options.recipe}, {options.epochs} epochs, batch {options.batch_size}, seed {options.seed}",
+            "recipe": f"{options.recipe}, {epochs} epoch{'s' * (epochs > 1)}, batch {options.batch_size}, "
+            f"seed {options.seed}",
             "data": f"{images.source}: {len(images.train_labels):,} training images, "
             f"{len(images.test_labels):,} {set_name(drive)} images",
             "network": f"{networks.NETWORKS[options.network].about}, "
@@ -382,7 +386,7 @@ def differences(options: Options) -> str:
     mine = {name: getattr(options, name) for name in OF_A_RECIPE}
     changed = recipes.differences(published, mine)
     return ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, (_, value) in changed.items()
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, (_, value) in changed.items()
     )
 
 

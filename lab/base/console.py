@@ -1,6 +1,10 @@
 """What a run prints: the header, a bar inside each epoch, a row after it."""
 
+import contextlib
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -44,6 +48,35 @@ def heading() -> str:
 def row(values: dict[str, Any]) -> str:
     """One epoch as a line; `values` as in result.json."""
     return "  ".join(form.format(values[key]) for key, _, form in COLUMNS)
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Says what takes so long, on stderr with the seconds that have passed if that is a terminal, else in a line.
+
+    The seconds go when it is over. A notebook gets the line, since its output may be read elsewhere.
+    """
+    if not sys.stderr.isatty() or not sys.stdout.isatty():
+        say(text)
+        yield
+        return
+    over, start = threading.Event(), time.perf_counter()
+
+    def count() -> None:
+        while not over.wait(0.25):
+            sys.stderr.write(f"\r{text}: {time.perf_counter() - start:.0f} s ")
+            sys.stderr.flush()
+
+    # A daemon: one that still writes does not keep the process from ending.
+    counter = threading.Thread(target=count, daemon=True)
+    counter.start()
+    try:
+        yield
+    finally:
+        over.set()
+        counter.join()
+        sys.stderr.write("\r\x1b[K")  # the line is empty again
+        sys.stderr.flush()
 
 
 class EpochBar:

@@ -45,24 +45,38 @@ def with_timeout(path: str, question: Callable[[str], Any]) -> Any:
     Raises UserError if it does, or if the path cannot be reached: no network, credentials or such file system.
     NotFoundError is left to the caller.
     """
+    remedy = "check the path, the network and the credentials (gcloud auth application-default login)"
+    try:
+        return answered(lambda: question(path), ANSWER_SECONDS)
+    except Unanswered:
+        raise UserError(f"{path} does not answer within {ANSWER_SECONDS:g} s; {remedy}") from None
+    except tf.errors.NotFoundError:
+        raise
+    except FILE_ERRORS as error:
+        raise UserError(f"cannot reach {path}: {brief(error)}; {remedy}") from None
+
+
+class Unanswered(Exception):
+    """A question took longer than was waited for."""
+
+
+def answered(question: Callable[[], Any], seconds: float) -> Any:
+    """What the question returns or raises, if it does so in that time; else raises Unanswered, and it goes on alone."""
     answers: list[Any] = []
     errors: list[Exception] = []
 
     def ask() -> None:
         try:
-            answers.append(question(path))
-        except FILE_ERRORS as error:
+            answers.append(question())
+        except Exception as error:
             errors.append(error)
 
     # A daemon: a thread that still waits for an answer does not keep the process from ending.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(ANSWER_SECONDS)
-    remedy = "check the path, the network and the credentials (gcloud auth application-default login)"
+    thread.join(seconds)
     if thread.is_alive():
-        raise UserError(f"{path} does not answer within {ANSWER_SECONDS:g} s; {remedy}")
-    if errors and isinstance(errors[0], tf.errors.NotFoundError):
-        raise errors[0]
+        raise Unanswered
     if errors:
-        raise UserError(f"cannot reach {path}: {brief(errors[0])}; {remedy}")
+        raise errors[0]
     return answers[0]

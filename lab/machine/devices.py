@@ -20,12 +20,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chat
 import tensorflow as tf
 
 import data
-from lab.base import console
+from lab.base import console, storage
 from lab.base.errors import Exit, Parser, UserError, exits_with_one_line
 from lab.machine import preflight
 from train_eager import choose_precision, choose_strategy
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
+TPU_SECONDS = 180.0  # that a TPU of another machine has to answer and start
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # What TensorFlow raises where a TPU is missing: its own errors, and those of the search for one by name.
 _TPU_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, OSError, ImportError)
@@ -108,11 +109,19 @@ def _tpu(name: str, *, wanted: bool) -> Placement | str:
     facts = preflight.gather()
     if not (wanted or facts.tpus or "tensorflow-tpu" in facts.packages):
         return "no TPU or GPU found"
-    try:
+
+    def connect() -> tf.distribute.Strategy:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name or "local")
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-        strategy = tf.distribute.TPUStrategy(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+
+    try:
+        strategy = storage.answered(connect, TPU_SECONDS) if name else connect()  # an address may never answer
+    except storage.Unanswered:
+        raise UserError(
+            f"--tpu {name} does not answer within {TPU_SECONDS:g} s; check the address, and the TPU"
+        ) from None
     except _TPU_ERRORS as error:
         remedy = preflight.tpu_remedy(facts, str(error))
         if name and "tensorflow-tpu" in facts.packages:

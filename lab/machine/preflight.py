@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import tensorflow as tf
 
+from lab.base.errors import DEBUG
+
 PACKAGES = ("tensorflow", "tensorflow-tpu", "keras", "numpy", "nvidia-cudnn-cu12", "libtpu")
 # TensorFlow 2.21 with cuDNN 9.3 to 9.5: "Autotuner could not find any supported configs" on T4, A10G and L4,
 # gone with 9.24 (aws/deep-learning-containers, pull requests 6417 and 6418).
@@ -39,7 +41,7 @@ class Facts:
 
     `packages` has the installed versions by name. `kernels` are the GPU targets TensorFlow was built for, as
     "sm_80" (machine code) or "compute_90" (code that newer drivers compile). `has_nvidia` and `has_tpu`
-    tell whether the machine shows such hardware, whether or not TensorFlow can use it.
+    tell whether the machine shows such hardware, whether or not TensorFlow can use it; `colab` whether it is Colab's.
     """
 
     packages: dict[str, str] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Facts:
     tpus: int = 0
     has_nvidia: bool = False
     has_tpu: bool = False
+    colab: bool = False
 
 
 def has_nvidia() -> bool:
@@ -107,6 +110,7 @@ def gather() -> Facts:
         tpus=len(tf.config.list_physical_devices("TPU")),
         has_nvidia=has_nvidia(),
         has_tpu=has_tpu(),
+        colab="COLAB_RELEASE_TAG" in os.environ,
     )
 
 
@@ -256,9 +260,10 @@ def findings(facts: Facts, kind: str, *, batch_size: int = 0, replicas: int = 1,
     elif kind == "cpu" and facts.has_tpu and not facts.tpus:
         lines.append(f"this machine has a TPU that TensorFlow cannot use: {tpu_remedy(facts)}")
     elif kind == "cpu" and facts.has_nvidia:
-        lines.append(f"this machine has a GPU that TensorFlow cannot use: {gpu_remedy(facts)}")
+        lines.append(f"this machine has a GPU that TensorFlow cannot use: {gpu_remedy(facts)}; {DEBUG}=1 shows why")
     elif kind == "cpu" and not facts.tpus:
-        lines.append("no accelerator found, so the CPU trains, slowly: on Colab, choose a GPU or TPU runtime")
+        choose = ": choose a GPU or TPU runtime" if facts.colab else ""
+        lines.append(f"no accelerator found, so the CPU trains, slowly{choose}")
     if kind == "tpu" or (kind == "cpu" and not facts.has_tpu):
         lines.append(packages_remedy(facts))
     if kind == "gpu":

@@ -1,10 +1,18 @@
 """What a run prints."""
 
+import contextlib
 import io
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from lab.base import console
+
+ROOT = Path(__file__).resolve().parents[3]
 
 ROW = {
     "epoch": 3,
@@ -59,3 +67,27 @@ def test_no_bar_into_a_file(capsys):
     with console.EpochBar(1, 10) as made:
         made.show(1, 5)
     assert capsys.readouterr().err == ""
+
+
+def test_waiting_says_so_in_a_plain_line_where_nobody_watches(capsys):
+    with console.waiting("preparing"):
+        pass
+    assert capsys.readouterr() == ("preparing\n", "")
+
+
+def test_on_a_terminal_the_seconds_of_a_wait_count_and_are_gone_afterwards():
+    program = (
+        "import time; from lab.base import console\nwith console.waiting('preparing'): time.sleep(2.4)\nprint('done')"
+    )
+    leader, follower = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", program], stdout=follower, stderr=follower, cwd=ROOT) as process:
+        os.close(follower)
+        written = b""
+        with contextlib.suppress(OSError):  # as a terminal's end is
+            while piece := os.read(leader, 1000):
+                written += piece
+    os.close(leader)
+    assert process.returncode == 0
+    frames = written.split(b"\r")
+    assert [b"preparing: %d s " % second in frames for second in (0, 1, 2)] == [True] * 3
+    assert written.endswith(b"\r\x1b[Kdone\r\n")

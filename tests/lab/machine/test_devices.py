@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,7 @@ def test_a_sound_machine_has_no_findings():
     ("facts", "kind", "parts"),
     [
         (Facts(PLAIN), "cpu", ["no accelerator found"]),
+        (Facts(PLAIN, colab=True), "cpu", ["no accelerator found", "choose a GPU or TPU runtime"]),
         (Facts(PLAIN, has_tpu=True), "cpu", ["ConfigureDistributedTPU", "requirements-tpu.txt"]),
         (Facts(PLAIN | TPU, tpus=8), "tpu", ["pip uninstall -y tensorflow tensorflow-tpu"]),
         (Facts({"tensorflow-tpu": "2.20.0"}, has_tpu=True), "cpu", ["without libtpu"]),
@@ -336,3 +338,19 @@ def test_a_wrong_wish_is_one_line_on_stderr(capsys, monkeypatch, arguments, mess
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_tpu_that_never_answers_is_waited_for_in_bounds():
+    """An address that takes connections and says nothing; in a process of its own, whose TensorFlow waits on."""
+    program = """
+import sys
+from lab.machine import devices
+devices.TPU_SECONDS = 1.0
+sys.exit(devices.main(["--device", "tpu", "--tpu", sys.argv[1]]))
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"grpc://127.0.0.1:{server.getsockname()[1]}"
+        command = [sys.executable, "-c", program, address]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"--tpu {address} does not answer within 1 s; check the address, and the TPU"

@@ -152,7 +152,7 @@ def test_a_network_that_cannot_fit_is_refused_before_it_is_built(short, monkeypa
     # DavidNet by hand: 3x3 filters between layers of c, 2c, 4c and 8c; the rest is nothing beside them.
     filters = 9 * (1 * 2 + 2 * 2 * 2 + 2 * 4 + 4 * 8 + 2 * 8 * 8) * 3000**2
     assert int(found[1].replace(",", "")) == pytest.approx(filters / 1e6, rel=1e-3)
-    assert 0.5 < memory.PARAMETER_BYTES * 9 * 178 * int(found[2]) ** 2 / (8 * 2**30) < 0.81
+    assert 0.5 < memory.PARAMETER_BYTES["fast"] * 9 * 178 * int(found[2]) ** 2 / (8 * 2**30) < 0.81
     assert not Path(short["out"]).exists()
 
 
