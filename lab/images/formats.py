@@ -1,6 +1,5 @@
 """Reading CIFAR-10's file formats, and .npz files of the same shape, as untrusted input. NumPy only."""
 
-import gzip
 import io
 import os
 import tarfile
@@ -15,10 +14,10 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.base.errors import UserError
+from lab.base.errors import UserError, brief
 from lab.base.files import sum_of
 from lab.images import pickles
-from lab.images.pickles import AGAIN
+from lab.images.pickles import AGAIN, shown
 
 IMAGES_PER_FILE = 10_000  # of the published data set, in every batch file
 PIXEL_BYTES = 3 * 32 * 32
@@ -29,6 +28,8 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 # Bounds that are checked before anything is read into memory.
 MAX_FILE_BYTES = 1 << 26  # a batch file has about 31 MB
 MAX_TAR_BYTES = 1 << 28  # an unpacked archive has about 186 MB
+MAX_ARCHIVE_BYTES = 1 << 28  # it has 170 MB
+MAX_MEMBERS, MAX_CHAIN, MAX_HEADER_BYTES = 1000, 4, 1 << 13  # it has 9, and no header about another
 MAX_NPZ_BYTES = 1 << 32  # 1.4 million images
 
 # md5 of the published files: the archives' from their home page, https://www.cs.toronto.edu/~kriz/cifar.html, the
@@ -146,7 +147,7 @@ def decode(layout: Layout, data: bytes, name: str) -> tuple[NDArray[np.uint8], N
         if labels.max() >= MAX_CLASSES:
             raise ValueError(f"label {labels.max()}, the limit is {MAX_CLASSES - 1}")
     except ValueError as error:
-        raise UserError(f"{name}: {error}; {AGAIN}, or give own data as .npz") from error
+        raise UserError(f"{name}: {brief(error)}; {AGAIN}, or give own data as .npz") from error
     return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
@@ -168,11 +169,11 @@ def _cannot_read(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot read {path}: {error.strerror or error}; check the path and its rights")
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, limit: int) -> bytes:
     try:
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise UserError(f"{path} has {size} bytes, the limit is {MAX_FILE_BYTES}; {AGAIN}")
+        if size > limit:
+            raise UserError(f"{path} has {size} bytes, the limit is {limit}; {AGAIN}")
         return path.read_bytes()
     except OSError as error:
         raise _cannot_read(path, error) from error
@@ -192,7 +193,7 @@ def read_folder(folder: Path, layout: Layout) -> Arrays:
     missing = missing_files(folder, layout)
     if missing:
         raise UserError(f"{folder} lacks {', '.join(missing)}; unpack the archive again")
-    return _assemble(layout, str(folder), lambda name: _read_file(folder / name))
+    return _assemble(layout, str(folder), lambda name: _read_file(folder / name, MAX_FILE_BYTES))
 
 
 def read_archive(path: Path) -> Arrays:
@@ -218,30 +219,58 @@ def archive_members(path: Path, known: Collection[str]) -> dict[str, bytes]:
     """The contents of a .tar.gz's regular files whose paths in it are `known`; others are left alone.
 
     Raises: UserError for an archive that is truncated or damaged, or holds what no honest one does: a path that leads
-    out of its folder, a link or device, a known file twice, or more bytes than CIFAR-10 has.
+    out of its folder, a link or device, a known file twice, or more files or bytes than CIFAR-10 has.
     """
-    try:
-        with gzip.open(path) as file:  # read to its end, so its checksum is compared too
-            data = file.read(MAX_TAR_BYTES + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is truncated or no .tar.gz ({error}); {AGAIN}") from error
-    except OSError as error:
-        raise _cannot_read(path, error) from error
-    if len(data) > MAX_TAR_BYTES:
-        raise UserError(f"{path} unpacks to more than {MAX_TAR_BYTES} bytes; {AGAIN}")
     members: dict[str, bytes] = {}
     try:
+        data = _gunzip(_read_file(path, MAX_ARCHIVE_BYTES))
+        _check_headers(data)
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
                 name = str(PurePosixPath(member.name))
                 if wrong := _wrong_member(member, name in members):
-                    raise UserError(f"{path}: member {member.name!r} {wrong}; {AGAIN}")
+                    raise UserError(f"{path}: member {member.name[:100]!r} {wrong}; {AGAIN}")
                 content = tar.extractfile(member) if name in known else None
                 if content is not None:  # as it is for a folder
                     members[name] = content.read()
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise UserError(f"{path} holds no whole tar archive ({error}); {AGAIN}") from error
+    except UserError:
+        raise
+    except Exception as error:  # zlib's and tarfile's own, and what damaged headers make of them
+        raise UserError(f"{path} is truncated, damaged or no .tar.gz ({brief(error)}); {AGAIN}") from error
     return members
+
+
+def _gunzip(data: bytes) -> bytes:
+    """What one gzip stream holds, its checksum compared; ValueError or zlib.error if it is not whole or too large."""
+    stream = zlib.decompressobj(wbits=31)
+    content = stream.decompress(data, MAX_TAR_BYTES + 1)
+    if len(content) > MAX_TAR_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_TAR_BYTES} bytes")
+    if not stream.eof or stream.unused_data.strip(b"\0"):
+        raise ValueError("its compressed stream ends early" if not stream.eof else "something follows its end")
+    return content
+
+
+def _check_headers(data: bytes) -> None:
+    """Walks over a tar's headers before tarfile does, which follows sizes and chains of headers wherever they lead."""
+    at, count, chain = 0, 0, 0
+    while any(block := data[at : at + tarfile.BLOCKSIZE]):  # a block of zeros ends it
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        count += 1
+        if not 0 <= member.size <= MAX_FILE_BYTES:
+            raise ValueError(f"a member has {shown(member.size)} bytes, limit {MAX_FILE_BYTES}")
+        if member.type not in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+            chain = 0
+        else:  # long names and times, which describe the next header
+            start = at + tarfile.BLOCKSIZE
+            chain += 1
+            if member.size > MAX_HEADER_BYTES or chain > MAX_CHAIN:
+                raise ValueError(f"more than {MAX_CHAIN} headers or {MAX_HEADER_BYTES} bytes about one member")
+            if any(word in data[start : start + member.size] for word in (b"size=", b"GNU.sparse")):
+                raise ValueError("a header about the size of a member")
+        if count > MAX_MEMBERS or member.type in (tarfile.GNUTYPE_SPARSE, tarfile.SOLARIS_XHDTYPE):
+            raise ValueError(f"more than {MAX_MEMBERS} members, or one of a kind that CIFAR-10 has not")
+        at += tarfile.BLOCKSIZE * (1 + -(-member.size // tarfile.BLOCKSIZE))
 
 
 def _wrong_member(member: tarfile.TarInfo, known: bool) -> str:
@@ -253,7 +282,7 @@ def _wrong_member(member: tarfile.TarInfo, known: bool) -> str:
         return "is no regular file"
     if known:
         return "is there twice"
-    return f"has {member.size} bytes, limit {MAX_FILE_BYTES}" if member.size > MAX_FILE_BYTES else ""
+    return ""
 
 
 # ---- .npz --------------------------------------------------------------------------------------------------
@@ -360,6 +389,17 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     Raises: UserError that names the file and what is wrong with it.
     """
     path = Path(path)
+    try:
+        return _read(path)
+    except UserError:
+        raise
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+    except Exception as error:  # a reader's, on bytes that nobody foresaw
+        raise UserError(f"cannot read {path} ({type(error).__name__}: {brief(error)}); is it damaged?") from error
+
+
+def _read(path: Path) -> Arrays:
     if path.is_dir():
         located = locate(path)
         if located is None:
@@ -368,9 +408,9 @@ def read(path: str | os.PathLike[str]) -> Arrays:
         return read_archive(where) if layout is None else read_folder(where, layout)
     if not path.exists():
         raise UserError(f"--data {path} does not exist; give a folder, .tar.gz or .npz, or --data synthetic")
-    if path.name.endswith((".tar.gz", ".tgz")):
+    if path.name.endswith((".tar.gz", ".tgz")) and path.is_file():
         return read_archive(path)
-    if path.suffix == ".npz":
+    if path.suffix == ".npz" and path.is_file():
         return read_npz(path)
     raise UserError(f"--data {path} is of no known type; give a folder, a .tar.gz or an .npz")
 

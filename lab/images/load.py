@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.base import paths
 from lab.base.errors import UserError
 from lab.images import download, formats, synthetic, tfrecords
 from lab.images.imageset import ImageSet
@@ -56,6 +57,8 @@ def load(path: str | None, *, seed: int, limit_train: int = 0, limit_test: int =
     for name, value in numbers.items():
         if value < 0:
             raise UserError(f"{name} {value} is negative; give 0 or more")
+    if path:
+        paths.check("--data", path)
     if path == "synthetic":
         images = synthetic.make(seed)
     elif path and tfrecords.is_data_set(path):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.base.errors import UserError
+from lab.base.errors import UserError, brief
 
 AGAIN = "delete it and download it again"
 
@@ -20,23 +20,20 @@ _KNOWN = (
     "STACK_GLOBAL REDUCE BUILD"
 )
 _OPCODES = frozenset(_KNOWN.split())
-_RARE = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"})
-_MAX_RARE = 400  # they use about ten; without a limit nested tuples could overflow the C stack
+_MAX_OPCODES = 100_000  # a batch file has 30,108
+_MAX_WIDTH = 200  # of a tuple, in opcodes; the widest has about 40
 _MAX_MEMO = 1 << 20  # they use about 10,000; the unpickler allocates up to the highest index
-
-_BROKEN_PICKLE = (  # all that unpickling damaged bytes can raise; Warning: where a caller made them errors
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ImportError,
-    ArithmeticError,
-    MemoryError,
-    RecursionError,
-    Warning,
-)
+# Objects in one another make depth, and those fetched from the memo twice make trees larger than the file: of 40
+# tuples, each of the one before it twice, the last has 2^40 leaves, all of which hashing or printing would visit.
+_LIMITS = tuple(
+    (frozenset(names.split()), most, what)
+    for names, most, what in (
+        ("EMPTY_LIST EMPTY_DICT EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GLOBAL STACK_GLOBAL REDUCE BUILD",
+         100, "structured objects"),  # they have about 15
+        ("BINGET LONG_BINGET", 32, "shared objects"),  # the published files have none, Python 3's at most 25
+        ("REDUCE", 16, "made objects"),  # 2, and Python 3's up to 12
+    )
+)  # fmt: skip
 
 
 class _StandIn:
@@ -66,7 +63,7 @@ class _Encoded(_StandIn):
 
     def __new__(cls, text: str, encoding: str) -> Any:
         if encoding != "latin1":
-            raise pickle.UnpicklingError(f"text in encoding {encoding!r}")
+            raise pickle.UnpicklingError(f"text in encoding {shown(encoding)}")
         return text.encode("latin1")
 
 
@@ -87,16 +84,36 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Walks over the pickle without running it: lengths inside the file, known opcodes, small memo."""
-    rare = 0
-    for opcode, argument, position in pickletools.genops(data):
+    """Walks over the pickle without running it: lengths inside the file, known opcodes, and few of them."""
+    seen, marks = dict.fromkeys(_OPCODES, 0), [0]
+    for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
         if opcode.name not in _OPCODES:
             raise pickle.UnpicklingError(f"opcode {opcode.name} at byte {position}")
-        rare += opcode.name in _RARE
-        if rare > _MAX_RARE:
-            raise pickle.UnpicklingError(f"more than {_MAX_RARE} structured objects")
+        seen[opcode.name] += 1
         if opcode.name == "LONG_BINPUT" and (argument or 0) > _MAX_MEMO:
             raise pickle.UnpicklingError(f"memo index {argument}, limit {_MAX_MEMO}")
+        if opcode.name == "MARK":
+            marks.append(number)
+        elif opcode.name in ("TUPLE", "APPENDS", "SETITEMS"):
+            width = number - (marks.pop() if marks else 0)
+            if opcode.name == "TUPLE" and width > _MAX_WIDTH:
+                raise pickle.UnpicklingError(f"a tuple of more than {_MAX_WIDTH} opcodes")
+        if number == _MAX_OPCODES:
+            break
+    for names, most, what in _LIMITS:
+        if sum(seen[name] for name in names) > most:
+            raise pickle.UnpicklingError(f"more than {most} {what}")
+    if sum(seen.values()) > _MAX_OPCODES:
+        raise pickle.UnpicklingError(f"more than {_MAX_OPCODES} opcodes")
+
+
+def shown(value: Any) -> str:
+    """A bad value for a message, in at most 100 letters and little work, whatever it is; else its type."""
+    if isinstance(value, str | bytes):
+        return repr(value[:20])
+    if isinstance(value, tuple) and len(value) <= 4 and all(type(item) is int for item in value):
+        return repr(value)
+    return repr(value) if value is None or isinstance(value, int) else f"a {type(value).__name__}"
 
 
 def text(value: Any) -> Any:
@@ -109,9 +126,8 @@ def load(data: bytes, name: str) -> dict[Any, Any]:
         _check_opcodes(data)
         # encoding: a str of Python 2 stays bytes, so 30 MB of pixels are not decoded and encoded again.
         value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
-    except _BROKEN_PICKLE as error:
-        why = str(error) or type(error).__name__
-        raise UserError(f"{name} is no CIFAR-10 pickle or is damaged ({why}); {AGAIN}") from error
+    except Exception as error:  # damaged bytes raise nearly every kind
+        raise UserError(f"{name} is no CIFAR-10 pickle or is damaged ({brief(error)}); {AGAIN}") from error
     if not isinstance(value, dict):
         raise UserError(f"{name} holds a {type(value).__name__} instead of a dictionary; {AGAIN}")
     return {text(key): item for key, item in value.items()}
@@ -124,7 +140,7 @@ def uint8_matrix(array: Any, columns: int) -> NDArray[np.uint8]:
     _, shape, dtype, fortran_order, pixels = array.state
     code = text(dtype.arguments[0]) if isinstance(dtype, _Dtype) and dtype.arguments else None
     if code not in ("u1", "|u1", "uint8"):
-        raise ValueError(f"'data' is not uint8 (dtype {code!r})")
+        raise ValueError(f"'data' is not uint8 (dtype {shown(code)})")
     if not (
         isinstance(shape, tuple)
         and len(shape) == 2
@@ -132,7 +148,7 @@ def uint8_matrix(array: Any, columns: int) -> NDArray[np.uint8]:
         and shape[0] > 0
         and shape[1] == columns
     ):
-        raise ValueError(f"'data' has shape {shape!r} instead of (N, {columns})")
+        raise ValueError(f"'data' has shape {shown(shape)} instead of (N, {columns})")
     if not isinstance(pixels, bytes) or len(pixels) != shape[0] * shape[1]:
         raise ValueError(f"'data' does not have the {shape[0] * shape[1]} bytes of its shape")
     flat = np.frombuffer(pixels, np.uint8)

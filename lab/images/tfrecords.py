@@ -32,7 +32,7 @@ from data import mean_std
 from lab.base import storage
 from lab.base.errors import Exit, UserError, brief
 from lab.base.files import decode, encode
-from lab.images.formats import TFRECORD_MANIFEST
+from lab.images.formats import MAX_NPZ_BYTES, TFRECORD_MANIFEST
 from lab.images.imageset import ImageSet
 
 VERSION = 1  # of the manifest and the records
@@ -209,8 +209,8 @@ def read_manifest(folder: str) -> Manifest:
         ) from None
     except storage.FILE_ERRORS as error:
         raise UserError(f"cannot read {path}: {brief(error)}; check the path and its rights") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"{brief(error)} is missing" if isinstance(error, KeyError) else brief(error)
         raise UserError(f"{path} is no manifest or is damaged ({what}); {_AGAIN}") from None
 
 
@@ -236,9 +236,11 @@ def _parse(text: str) -> Manifest:
         for shard in shards:
             if PurePosixPath(shard.file).name != shard.file:
                 raise ValueError(f"file {shard.file!r} is not in the folder")
-            if type(shard.images) is not int or shard.images < 1 or type(shard.bytes) is not int:
+            if type(shard.images) is not int or type(shard.bytes) is not int or min(shard.images, shard.bytes) < 1:
                 raise ValueError(f"{shard.file}: {shard.images!r} images in {shard.bytes!r} bytes")
         total = sum(shard.images for shard in shards)
+        if total * IMAGE_BYTES > MAX_NPZ_BYTES:
+            raise ValueError(f"{total} {part} images are more than {MAX_NPZ_BYTES} bytes")
         if not total or total != content[f"{part}_images"]:
             raise ValueError(f"{total} {part} images in all shards, {content[f'{part}_images']} by their number")
     classes = content["classes"]
