@@ -1,8 +1,10 @@
 """Training, as python train_eager.py starts it: a new run or a resumed one, of one seed or several."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,15 @@ import tensorflow as tf
 
 from lab import assemble, series
 from lab.assemble import LabTraining, Options
-from lab.base import console
+from lab.base import console, storage
 from lab.base.errors import Exit, UserError, reported_in
-from lab.drive import Drive, within_memory
+from lab.drive import PLACES, Drive, within_memory
 from lab.images import load
 from lab.ladder import recipes
 from lab.machine import devices
 from lab.options import IDENTITY, OF_A_RECIPE, flag
-from lab.runs import record, resume
-from lab.runs.checkpoint import Saved
+from lab.runs import claim, progress, resume
+from lab.runs.claim import Claim
 from lab.runs.interrupt import Interrupt
 
 
@@ -37,17 +39,23 @@ def train(**changes: Any) -> dict[str, Any]:
     # A run that is named has its own recipe, which says what goes with the flags.
     named = changes.get("resume", "") not in ("", "auto")
     options = assemble.configure({k: v for k, v in changes.items() if k in ("resume", "runs")} if named else changes)
-    saved, begun = None, series.find(options)
+    source, begun = "", series.find(options)
     if begun:
         options = resumed_options(begun, series.hyperparameters(Path(begun)), changes, series.KEPT)
+        console.say(f"the series in {begun} goes on")
     elif options.resume and options.runs == 1:
-        folder, saved, damaged = resume.find(options.resume, options.recipe, options.seed)
-        for line in damaged:
-            console.say(f"note: {line}")
-        if saved is not None:
-            options = resumed_options(folder, saved.about["hyperparameters"], changes)
-    elif options.resume not in ("", "auto"):  # of several runs
-        raise UserError(f"--resume {options.resume} holds no series; leave out --runs, or start a series")
+        source = options.resume
+        if source == "auto" and not (source := resume.find_newest(options.recipe, options.seed, check_saved)):
+            console.say(f"no unfinished run of {options.recipe} with seed {options.seed} under runs: a new one starts")
+        if source:
+            source = os.path.expanduser(source)
+            options, result = go_on(source, changes)
+            if result is not None:
+                return result
+    elif options.resume:  # of several runs
+        if options.resume != "auto":
+            raise UserError(f"--resume {options.resume} holds no series; leave out --runs, or start a series")
+        console.say(f"no unfinished series of {options.recipe} from seed {options.seed} under runs: a new one starts")
     if options.runs > 1 and devices.several_workers():
         raise UserError(f"--runs {options.runs} is for one process; unset TF_CONFIG, or leave the flag out")
     if options.deterministic:
@@ -57,11 +65,45 @@ def train(**changes: Any) -> dict[str, Any]:
         runs = Runs(interrupt)
         try:
             if options.runs > 1 or begun:
-                return {"runs": series.train(options, runs.train, resumed=bool(begun))}
-            return runs.train(options, saved)
+                return {"runs": series.train(options, runs.train, resumed=bool(begun), check=check_saved)}
+            return runs.train(options, source)
         except KeyboardInterrupt:
             message = "interrupted; --resume goes on from the last checkpoint, if there was one"
             raise UserError(message, exit_code=Exit.INTERRUPTED) from None
+
+
+def go_on(folder: str, changes: Mapping[str, Any]) -> tuple[Options, dict[str, Any] | None]:
+    """The hyperparameters of a run that goes on, and its result if nothing is left to do; says which it is.
+
+    Raises UserError as resumed_options does, or if it is to end before what it has done.
+    """
+    saved, result = resume.find(folder, check_saved)
+    if result is not None:
+        known = dict.fromkeys(PLACES, "") | result["hyperparameters"]
+        options = resumed_options(folder, known, changes)
+        last, done = options.stop_after or options.epochs, len(result["epochs"])
+        resume.check_last(folder, done, 0, last)
+        if done == last:
+            console.say(f"the run in {folder} has made its {done} epochs: nothing is left to do, nothing is written")
+            console.say(f"accuracy {result['test_accuracy']:.4f}")
+            return options, result
+        if saved is None:
+            raise UserError(f"--resume {folder} has no checkpoint to go on from; start a new run")
+    assert saved is not None  # see resume.find
+    options = resumed_options(folder, saved.about["hyperparameters"], changes)
+    epochs, step = saved.about["epoch"] - 1, saved.about["step_of_epoch"]
+    resume.check_last(folder, epochs, step, options.stop_after or options.epochs)
+    console.say(f"the run in {folder} goes on after epoch {epochs}" + (f" and {step} steps" if step else ""))
+    return options, None
+
+
+def check_saved(path: str, about: Mapping[str, Any]) -> None:
+    """Raises UserError if a checkpoint's manifest cannot be one: see progress.check."""
+    progress.check(path, about)
+    known = about["hyperparameters"]
+    if set(known) == set(assemble.NAMES):  # else another version's, of which resumed_options tells
+        assemble.checked(known)
+        recipes.values(known["recipe"])
 
 
 class Runs:
@@ -71,33 +113,70 @@ class Runs:
         self.interrupt = interrupt
         self.training: LabTraining | None = None
 
-    def train(self, options: Options, saved: Saved | None) -> dict[str, Any]:
-        """One run, new or from a checkpoint; returns its result."""
-        with within_memory(options):
-            return self._train(options, saved)
+    def train(self, options: Options, source: str, name: str = "") -> dict[str, Any]:
+        """One run; returns its result.
 
-    def _train(self, options: Options, saved: Saved | None) -> dict[str, Any]:
-        compiled = self.training is not None and not draws_images(options)
-        if self.training is None or not compiled:
-            placement = assemble.place(options)  # before the data: TFRecords start TensorFlow
-            self.interrupt.listen()
-            images = load.of(options)
+        Args:
+            source: the folder of the checkpoint that it goes on from, "" for a new run.
+            name: that its folders have in run.json; "": a new run's, or the one in `source`.
+        """
+        with within_memory(options):
+            return self._train(options, source, name)
+
+    def _train(self, options: Options, source: str, name: str) -> dict[str, Any]:
+        before, compiled = self.training, self.training is not None and not draws_images(options)
+        # Before the data: TFRecords start TensorFlow.
+        placement = before.placement if compiled and before else assemble.place(options)
+        self.interrupt.listen()
+        with contextlib.ExitStack() as held:
+            folder, own = None, None
+            if placement.worker == 0:  # of several workers, the first one writes
+                folder, own = claimed(options, source, name, held)
+            saved = resume.newest_of(source, own_checkpoints(options), check_saved) if source else None
+            images = before.images if compiled and before else load.of(options)
             if saved is not None:
                 resume.check_data(saved, images.sha256())
-            self.training = assemble.make(options, placement, images)
-        else:
-            assemble.restart(self.training, options)
-            if saved is not None:
-                resume.check_data(saved, self.training.images.sha256())
-        default = Path("runs") / f"{options.recipe}-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = None
-        if self.training.placement.worker == 0:  # of several workers, the first one writes
-            folder = record.make_folder(options.out, default, resumed=saved is not None)
-        try:
-            with reported_in(folder):
-                return Drive(self.training, folder, self.interrupt, saved).run(compiled=compiled)
-        except FloatingPointError as error:
-            raise UserError(f"{error} or lengthen --warmup-epochs", exit_code=Exit.NOT_FINITE) from None
+            if own is not None:
+                own.say(data_sha256=images.sha256())
+            if compiled and before:
+                assemble.restart(before, options)
+            else:
+                self.training = assemble.make(options, placement, images)
+            assert self.training is not None
+            try:
+                with reported_in(folder):
+                    return Drive(self.training, folder, self.interrupt, saved).run(compiled=compiled)
+            except FloatingPointError as error:
+                raise UserError(f"{error} or lengthen --warmup-epochs", exit_code=Exit.NOT_FINITE) from None
+
+
+def claimed(options: Options, source: str, name: str, held: contextlib.ExitStack) -> tuple[Path, Claim]:
+    """The run's folder, which it and the checkpoints' folder belong to until `held` ends, and the claim.
+
+    Raises UserError if one of them is another run's, another process writes to it, or it cannot be written.
+    """
+    out, checkpoints = os.path.expanduser(options.out), own_checkpoints(options)
+    stays = bool(source) and any(place and claim.same(source, place) for place in (out, checkpoints))
+    old = claim.read(source) if stays else {}
+    in_series, name = bool(name), name or old.get("name") or claim.new_name()
+    kept = {"recipe": options.recipe, "seed": options.seed, "hyperparameters": asdict(options)}
+    own = held.enter_context(Claim(name, {key: value for key, value in old.items() if key != "name"} | kept))
+    if checkpoints and not (out and claim.same(checkpoints, out)):  # before the other is made
+        own.check("--checkpoint-dir", checkpoints, again=stays and claim.same(checkpoints, source))
+    if out:  # a seed's folder in a series is the series' own
+        own.take("--out", out, again=in_series or (stays and claim.same(out, source)))
+    else:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        out = own.take_new(Path("runs"), f"{options.recipe}-{options.seed}-{stamp}")
+    if checkpoints:
+        own.take("--checkpoint-dir", checkpoints, again=stays and claim.same(checkpoints, source))
+    return Path(out), own
+
+
+def own_checkpoints(options: Options) -> str:
+    """The folder of the checkpoints, if it is not the run's."""
+    folder = options.checkpoint_dir
+    return folder if storage.is_remote(folder) else os.path.expanduser(folder)
 
 
 def draws_images(options: Options) -> bool:

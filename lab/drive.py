@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +23,12 @@ from lab.options import OF_A_RECIPE
 from lab.runs import record
 from lab.runs.checkpoint import Checkpoints, Saved
 from lab.runs.interrupt import Interrupt
+from lab.runs.progress import Progress, read
 from lab.runs.tensorboard import Board
 from train_eager import Moment
 
 PROFILED_STEPS = 10
 PLACES = ("data", "out", "resume", "checkpoint_dir", "profile")  # here; not for the record
-
-
-@dataclass
-class Progress:
-    """What a run has done, besides its variables; each checkpoint holds it."""
-
-    epoch: int = 1  # of which `step_of_epoch` steps have been made
-    step_of_epoch: int = 0
-    loss_sum: float = 0.0  # over those
-    correct: float = 0.0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    tta_accuracy: float | None = None
-    train_seconds: float = 0.0  # of the epochs in `rows`
-    epoch_seconds: float = 0.0  # of this one
-    total_seconds: float = 0.0
-    evaluation_seconds: float = 0.0  # of the last evaluation
-    updates: int = 0  # by the end of the last whole epoch; float16 skips some
 
 
 class Drive:
@@ -64,7 +48,7 @@ class Drive:
         self.options: Options = training.config
         self.data_sha256, self.code = training.images.sha256(), record.code()
         self.progress, self.compile_seconds = Progress(), 0.0
-        where = self.options.checkpoint_dir or str(folder)
+        where = os.path.expanduser(self.options.checkpoint_dir) or str(folder)
         self.checkpoints = Checkpoints(where, self.options.keep, assemble.variables(training))
         if folder and self.options.checkpoint_every:
             self.checkpoints.check_folder()
@@ -132,6 +116,7 @@ class Drive:
         progress.rows.append({name: row[name] for name, _, _ in console.COLUMNS})
         progress.epoch, progress.step_of_epoch = row["epoch"] + 1, 0
         progress.loss_sum = progress.correct = progress.epoch_seconds = 0.0
+        progress.parts = []
         console.say(console.row(progress.rows[-1]))
         if self.board:
             self.board.write(progress.rows[-1])
@@ -174,8 +159,13 @@ class Drive:
 
     def _go_on(self, saved: Saved) -> None:
         """Takes up a checkpoint's progress and prints its rows."""
-        self.progress = Progress(**{name: saved.about[name] for name in Progress.__annotations__})
-        self.training.sums.assign(tf.constant([self.progress.loss_sum, self.progress.correct]))
+        self.progress = progress = read(saved.about)
+        parts = self.training.strategy.experimental_local_results(self.training.sums)
+        if len(progress.parts) == len(parts):
+            for part, values in zip(parts, progress.parts, strict=True):
+                part.assign(tf.constant(values))
+        else:  # another number of replicas
+            self.training.sums.assign(tf.constant([progress.loss_sum, progress.correct]))
         for row in self.progress.rows:
             console.say(console.row(row))
 
@@ -185,6 +175,8 @@ class Drive:
         if signal is None:
             return
         if save and training.placement.workers == 1:  # several: the others do not know that this one stops
+            parts = training.strategy.experimental_local_results(training.sums)
+            progress.parts = [part.numpy().tolist() for part in parts]
             progress.loss_sum, progress.correct = training.fetch()  # waits for the device
             progress.epoch_seconds = time.perf_counter() - self.epoch_started
             if not math.isfinite(progress.loss_sum):

@@ -7,7 +7,7 @@ A series is a folder with series.json, which says what is trained, and a folder 
 is a run's like any other: python -m lab report, predict and --resume take it too.
 """
 
-import contextlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -19,8 +19,10 @@ from lab.base import console
 from lab.base.errors import UserError
 from lab.base.files import encode, write_whole
 from lab.report import evidence, tables
-from lab.runs import checkpoint, record, resume
-from lab.runs.checkpoint import Saved
+from lab.runs import checkpoint, claim, record, resume
+from lab.runs.claim import Claim
+from lab.runs.results import Fields
+from lab.runs.resume import Check
 
 NAME = "series.json"
 KEPT = ("stop_after", "checkpoint_dir")  # what a run's --resume asks for again, a series keeps
@@ -32,12 +34,22 @@ def find(options: Options) -> str:
     "auto" is the newest series under runs/ of this recipe and first seed that is not finished.
     """
     if options.resume != "auto":
-        return options.resume if options.resume and (Path(options.resume) / NAME).exists() else ""
+        return (
+            os.path.expanduser(options.resume)
+            if options.resume and (Path(options.resume).expanduser() / NAME).exists()
+            else ""
+        )
     if options.runs == 1:
         return ""
-    folders = [path.parent for path in Path("runs").glob(f"{options.recipe}-{options.seed}x*/{NAME}")]
-    for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
-        values = hyperparameters(folder)
+    paths = Path("runs").glob(f"{options.recipe}-{options.seed}x*/{NAME}")
+    for folder in resume.by_age(path.parent for path in paths):
+        try:
+            values = hyperparameters(folder)
+        except UserError as error:
+            console.say(f"note: {error}")
+            continue
+        if claim.is_written(folder):
+            continue
         seeds = range(values["seed"], values["seed"] + values["runs"])
         if not all(resume.finished(folder / f"seed-{seed}") for seed in seeds):
             return str(folder)
@@ -45,58 +57,70 @@ def find(options: Options) -> str:
 
 
 def hyperparameters(folder: Path) -> dict[str, Any]:
-    """Those of a series that has begun. Raises UserError if series.json is damaged."""
-    values: dict[str, Any] = record.read_result(folder / NAME)["hyperparameters"]
-    return values
+    """Those of a series that has begun. Raises UserError if series.json is damaged, or is none."""
+    if not (folder / NAME).is_file():  # a FIFO would wait
+        raise UserError(f"{folder / NAME} is no file; restore it, or give the folder of a series")
+    values = Fields(folder / NAME, record.read_result(folder / NAME)).inside("hyperparameters")
+    values.whole("seed"), values.whole("runs", 1, 100_000)
+    values.scalars()
+    return values.values
 
 
 def train(
     options: Options,
-    run: Callable[[Options, Saved | None], dict[str, Any]],
+    run: Callable[[Options, str, str], dict[str, Any]],
     *,
     resumed: bool,
+    check: Check,
 ) -> list[dict[str, Any]]:
     """Trains the seeds that are not finished and returns all results, by seed.
 
     Args:
         options: with the first seed; `runs` says how many.
-        run: trains one seed from its own hyperparameters and perhaps a checkpoint, and returns its result.
+        run: trains one seed from its own hyperparameters, the folder of its checkpoints, "" if it has none, and its
+            name in run.json, and returns its result.
         resumed: the folder is that of a series that has begun.
+        check: of a checkpoint's content, see checkpoint.newest.
 
     Raises:
         UserError: as a run does; what is finished stays, and the series can be resumed.
     """
-    default = Path("runs") / f"{options.recipe}-{options.seed}x{options.runs}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if not resumed and options.out:
-        there = Path(options.out).expanduser()
-        if (there / NAME).exists():
-            raise UserError(f"--out {options.out} holds a series; --resume {options.out} goes on with it")
-        if runs := sorted(there.glob("seed-*")):
-            raise UserError(f"--out {options.out} holds {runs[0].name}; choose another folder")
-    folder = record.make_folder(options.out, default, resumed=resumed)
-    write_whole(folder / NAME, encode({"hyperparameters": asdict(options)}))
-    results = []
-    for number in range(options.runs):
-        seed = options.seed + number
-        own = _own(options, folder, seed)
-        console.say(f"{'' if number == 0 else chr(10)}seed {seed}, run {number + 1} of {options.runs}")
-        if resume.finished(Path(own.out)):
-            result = record.read_result(Path(own.out))
-            console.say(f"finished before: {_accuracy(result)}")
+    out = str(Path(options.out).expanduser()) if options.out else ""
+    old = claim.read(out) if resumed else {}
+    about = {"recipe": options.recipe, "seed": options.seed, "runs": options.runs}
+    with Claim(old.get("name") or claim.new_name(), about) as own:
+        if out:
+            own.take("--out", out, again=resumed)
         else:
-            saved = _saved(own)
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            out = own.take_new(Path("runs"), f"{options.recipe}-{options.seed}x{options.runs}-{stamp}")
+        folder = Path(out)
+        if not resumed or hyperparameters(folder) != asdict(options):
+            write_whole(folder / NAME, encode({"hyperparameters": asdict(options)}))
+        results = []
+        for number in range(options.runs):
+            console.say(
+                f"{'' if number == 0 else chr(10)}seed {options.seed + number}, run {number + 1} of {options.runs}"
+            )
             try:
-                result = run(own, saved)
+                results.append(_train_one(_own(options, folder, options.seed + number), run, own.name, check))
             except UserError as error:
-                if not any(folder.glob("seed-*")):  # nothing has begun, so nothing stays
-                    (folder / NAME).unlink()
-                    with contextlib.suppress(OSError):
-                        folder.rmdir()
+                if not resumed and not any(folder.glob("seed-*")):  # nothing has begun, so nothing stays
+                    (folder / NAME).unlink(missing_ok=True)
                     raise
                 raise UserError(f"{error}; of the whole series: --resume {folder}", exit_code=error.exit_code) from None
-        results.append(result)
-    console.say(f"\n{_table(folder)}")
+        console.say(f"\n{_table(folder)}")
     return results
+
+
+def _train_one(
+    options: Options, run: Callable[[Options, str, str], dict[str, Any]], name: str, check: Check
+) -> dict[str, Any]:
+    """One seed's result: what it has left, if it is finished, or else its training's."""
+    if (result := resume.ended(options.out)) is not None:
+        console.say(f"finished before: {_accuracy(result)}")
+        return result
+    return run(options, _saved(options, check), f"{name}-seed-{options.seed}")
 
 
 def _own(options: Options, folder: Path, seed: int) -> Options:
@@ -112,17 +136,15 @@ def _own(options: Options, folder: Path, seed: int) -> Options:
     )
 
 
-def _saved(own: Options) -> Saved | None:
-    """The checkpoint from which a run goes on. Without one, what it has left is an unfinished row, and goes."""
-    saved, damaged = checkpoint.newest(own.checkpoint_dir or own.out)
+def _saved(own: Options, check: Check) -> str:
+    """The folder of the checkpoint from which a run goes on, or "". Then what it has left is an unfinished row."""
+    folder = own.checkpoint_dir or own.out
+    saved, damaged = checkpoint.newest(folder, check)
     for line in damaged:
         console.say(f"note: {line}")
-    if saved is None:
-        if damaged:
-            raise UserError(f"{own.out} has no complete checkpoint; move it away, and its seed starts again")
-        for name in ("result.json", "dawnbench.tsv"):
-            (Path(own.out) / name).unlink(missing_ok=True)
-    return saved
+    if saved is None and damaged:
+        raise UserError(f"{own.out} has no complete checkpoint; move it away, and its seed starts again")
+    return folder if saved is not None else ""
 
 
 def _accuracy(result: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
     python tests/faults.py --kills 20 --seed 1
 
 Each case is a run of train_eager.py on small made-up images, killed with SIGKILL during a step, while a checkpoint
-is written or while a result is, and resumed until it ends.
+is written or while a result is, and resumed until it ends. Two cases at a time share a parent folder.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,18 +107,18 @@ def kill_at(process, out, moment, generator):
     return True
 
 
-def case(folder, data, moment, generator):
-    """Trains, is killed, resumes; returns what is left and how often it was killed (0 to 2)."""
-    out, kills = folder / "run", 0
+def case(folder, data, moment, generator, name="run"):
+    """Trains in folder/name, is killed, resumes; returns what is left and how often it was killed (0 to 2)."""
+    out, kills = folder / name, 0
     arguments = command(data, out)
-    with open(folder / "log", "w") as log:
+    with open(folder / f"{name}.log", "w") as log:
         for _ in range(2):
             process = start(arguments, log)
             kills += kill_at(process, out, moment, generator)
             if process.returncode == 0:
                 break
             whole = list((out / "checkpoints").glob("step-*.json")) if out.exists() else []
-            arguments = resume_command(out) if whole else command(data, out := folder / f"run{kills}")
+            arguments = resume_command(out) if whole else command(data, out := folder / f"{name}{kills}")
     if process.returncode != 0:
         code, _, error = run(arguments)
         assert code == 0, error
@@ -141,14 +142,21 @@ def main():
         assert code == 0, error
         expected = left(folder / "undisturbed")
         while kills < options.kills:
-            moment = MOMENTS[number % len(MOMENTS)]
-            number += 1
             (here := folder / str(number)).mkdir()
-            found, killed = case(here, folder / "data.npz", moment, generator)
-            kills += killed
-            print(f"case {number}, {moment}: killed {killed} times, {'equal' if found == expected else 'DIFFERENT'}")
-            if found != expected:
-                return 1
+            moments = [MOMENTS[(number + other) % len(MOMENTS)] for other in range(2)]
+            with ThreadPoolExecutor(2) as pool:
+                ends = pool.map(
+                    lambda name, moment, own, here=here: case(here, folder / "data.npz", moment, own, name),
+                    ("a", "b"),
+                    moments,
+                    generator.spawn(2),
+                )
+                for moment, (found, killed) in zip(moments, ends, strict=True):
+                    number, kills = number + 1, kills + killed
+                    same = "equal" if found == expected else "DIFFERENT"
+                    print(f"case {number}, {moment}: killed {killed} times, {same}", flush=True)
+                    if found != expected:
+                        return 1
     print(f"{kills} kills in {number} runs; all ended with the undisturbed run's weights and rows")
     return 0
 

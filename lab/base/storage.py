@@ -33,8 +33,24 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     tf.io.gfile.rename(f"{path}.part", path, overwrite=True)
 
 
+def read(path: str | Path, limit: int) -> bytes:
+    """A file's content. Raises one of FILE_ERRORS, or ValueError if it is no file (a FIFO would wait) or larger."""
+    _check_file(path)
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content: bytes = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it has more than {limit:,} bytes")
+    return content
+
+
+def _check_file(path: str | Path) -> None:
+    if not is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("it is no file")
+
+
 def sum_of(path: str | Path, algorithm: str = "sha256") -> str:
-    """As files.sum_of, on any path. Raises one of FILE_ERRORS."""
+    """As files.sum_of, on any path. Raises one of FILE_ERRORS, or ValueError if it is no file."""
+    _check_file(path)
     with tf.io.gfile.GFile(path, "rb") as file:
         return files.sum_of_stream(file, algorithm)
 

@@ -7,19 +7,23 @@ of itself, and what the run needs besides: epoch, step, rows, hyperparameters.
 
 import contextlib
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from lab.base.errors import Exit, UserError, brief
 from lab.base.files import decode, encode
-from lab.base.storage import FILE_ERRORS, sum_of, write_whole
+from lab.base.storage import FILE_ERRORS, read, sum_of, write_whole
+from lab.images.formats import BROKEN_NPZ
 
 FOLDER = "checkpoints"
 NAME = "step"
+LARGEST = 64 * 2**20  # bytes of a manifest; one of 1,000 epochs has 0.3 MB
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,14 @@ class Checkpoints:
 
     Args:
         folder: the run's; the files go to `checkpoints` in it.
-        keep: how many there are at most, from 1; older ones are deleted.
+        keep: how many whole ones there are at most, from 1; older ones are deleted. One that is damaged counts for
+            nothing, and stays.
         variables: all that training changes, in a fixed order.
     """
 
     def __init__(self, folder: str, keep: int, variables: Sequence[Any]) -> None:
         self.folder, self.keep, self.variables = f"{folder}/{FOLDER}", keep, list(variables)
+        self.whole: set[str] = set()  # prefixes of those that were found so, or written
 
     def check_folder(self) -> None:
         """Raises UserError if nothing can be written there, so that a run does not train first and find out."""
@@ -74,7 +80,8 @@ class Checkpoints:
             write_whole(f"{prefix}.npz", buffer.getvalue())
             manifest = {"step": step, "sha256_npz": sum_of(f"{prefix}.npz"), "about": about}
             write_whole(f"{prefix}.json", encode(manifest))
-            for old in _prefixes(self.folder)[self.keep :]:
+            self.whole.add(prefix)
+            for old in [one for one in _prefixes(self.folder) if self._is_whole(one)][self.keep :]:
                 _delete(old)
         except FILE_ERRORS as error:
             with contextlib.suppress(*FILE_ERRORS):
@@ -85,55 +92,89 @@ class Checkpoints:
                 exit_code=Exit.CANNOT_WRITE,
             ) from None
 
+    def _is_whole(self, prefix: str) -> bool:
+        if prefix not in self.whole:
+            try:
+                _read(prefix, _anything)
+            except DAMAGED:
+                return False
+            self.whole.add(prefix)
+        return True
+
     def restore(self, saved: Saved) -> None:
         """Gives all variables their values in the checkpoint.
 
-        Raises UserError if it does not hold every one of them with its shape.
+        Raises UserError if it does not hold every one of them with its shape, or is gone.
         """
-        with tf.io.gfile.GFile(f"{saved.prefix}.npz", "rb") as file:
-            arrays = dict(np.load(io.BytesIO(file.read()), allow_pickle=False))
-        shapes = [tuple(variable.shape) for variable in self.variables]
-        held = [arrays[f"arr_{number}"].shape for number in range(len(arrays))]
+        try:
+            arrays = _arrays(saved.prefix)
+        except DAMAGED as error:
+            raise UserError(f"cannot read the checkpoint {saved.prefix}: {brief(error)}; resume again") from None
+        shapes = [(variable.shape, tf.as_dtype(variable.dtype)) for variable in self.variables]
+        held = [(array.shape, tf.as_dtype(array.dtype)) for array in arrays]
         if held != shapes:
             raise UserError(
                 f"the checkpoint {saved.prefix} is of another network or optimizer, or of another version of these "
                 "scripts; resume with what it was made with, or start a new run"
             )
-        for number, variable in enumerate(self.variables):
-            variable.assign(arrays[f"arr_{number}"])
+        for array, variable in zip(arrays, self.variables, strict=True):
+            variable.assign(array)
 
 
-def newest(folder: str) -> tuple[Saved | None, list[str]]:
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, UserError, *BROKEN_NPZ, *FILE_ERRORS)
+
+
+def _anything(prefix: str, about: Mapping[str, Any]) -> None:
+    """Any content will do."""
+
+
+def newest(folder: str, check: Callable[[str, Mapping[str, Any]], None] = _anything) -> tuple[Saved | None, list[str]]:
     """The newest complete checkpoint of a run, and a line for each newer one that is damaged.
 
     Args:
         folder: the run's.
+        check: called with the manifest's path and what it says of the run, `step` included; raises UserError if that
+            cannot be so, and the checkpoint counts as damaged.
     """
     damaged: list[str] = []
     for prefix in _prefixes(f"{folder}/{FOLDER}"):
         try:
-            with tf.io.gfile.GFile(f"{prefix}.json", "rb") as file:
-                manifest = decode(file.read().decode())
-            if prefix != f"{folder}/{FOLDER}/{NAME}-{manifest['step']}":
-                raise ValueError("its manifest is another's")
-            if sum_of(f"{prefix}.npz") != manifest["sha256_npz"]:
-                raise ValueError("its .npz is not what was written")
-            return Saved(prefix, manifest["about"] | {"step": manifest["step"]}), damaged
-        except (ValueError, KeyError, TypeError, AttributeError, *FILE_ERRORS) as error:
+            return _read(prefix, check), damaged
+        except DAMAGED as error:
             damaged.append(f"the checkpoint {prefix} is damaged ({brief(error)}) and left out")
     return None, damaged
 
 
+def _read(prefix: str, check: Callable[[str, Mapping[str, Any]], None]) -> Saved:
+    """A checkpoint, if it is whole; else one of DAMAGED."""
+    manifest = decode(read(f"{prefix}.json", LARGEST).decode())
+    if type(manifest["step"]) is not int or not prefix.endswith(f"/{NAME}-{manifest['step']}"):
+        raise ValueError("its manifest is another's")
+    if sum_of(f"{prefix}.npz") != manifest["sha256_npz"]:
+        raise ValueError("its .npz is not what was written")
+    _arrays(prefix)
+    about = manifest["about"] | {"step": manifest["step"]}
+    check(f"{prefix}.json", about)
+    return Saved(prefix, about)
+
+
+def _arrays(prefix: str) -> list[NDArray[Any]]:
+    """The variables' values, in their order. Raises one of DAMAGED; nothing is unpickled."""
+    with tf.io.gfile.GFile(f"{prefix}.npz", "rb") as file, np.load(io.BytesIO(file.read())) as archive:
+        if sorted(archive.files) != sorted(f"arr_{number}" for number in range(len(archive.files))):
+            raise ValueError("its .npz holds other names")
+        arrays = [archive[f"arr_{number}"] for number in range(len(archive.files))]
+    if any(array.dtype.kind not in "biuf" for array in arrays):
+        raise ValueError("its .npz holds no numbers")
+    return arrays
+
+
 def _prefixes(folder: str) -> list[str]:
-    """Of the checkpoints that have a manifest, the newest first."""
+    """Of the checkpoints that have a manifest, the newest first. Other names are nobody's business."""
     if not tf.io.gfile.isdir(folder):
         return []
-    steps = []
-    for name in tf.io.gfile.listdir(folder):
-        kind, _, number = name.removesuffix(".json").partition("-")
-        if name.endswith(".json") and kind == NAME and number.isdecimal():
-            steps.append(int(number))
-    return [f"{folder}/{NAME}-{step}" for step in sorted(steps, reverse=True)]
+    names = [re.fullmatch(rf"{NAME}-(0|[1-9][0-9]{{0,17}})\.json/?", name) for name in tf.io.gfile.listdir(folder)]
+    return [f"{folder}/{NAME}-{step}" for step in sorted((int(name[1]) for name in names if name), reverse=True)]
 
 
 def _delete(prefix: str) -> None:

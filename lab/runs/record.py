@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,26 +31,6 @@ CORE = ("train_eager.py", "model.py", "data.py", "schedule.py")
 GIT_SECONDS = 10.0  # which it has to answer
 # Of /proc/cpuinfo, what decides which kernels TensorFlow's operations run.
 PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-
-
-def make_folder(out: str, default: Path, *, resumed: bool = False) -> Path:
-    """The run's folder, made now so that a run does not train for hours and then find it cannot write.
-
-    Raises UserError if it cannot be made or written, or holds the result of another run than a resumed one, or
-    the checkpoints of an unfinished run.
-    """
-    folder = Path(out).expanduser() if out else default
-    if not resumed and any((folder / "checkpoints").glob("*")):
-        raise UserError(f"--out {folder} holds a run; --resume {folder} goes on with it, or choose another folder")
-    if not resumed and (folder / "result.json").exists():
-        raise UserError(f"--out {folder} holds a result.json already; choose another folder or move it away")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write the folder {folder}: {error.strerror}; try another --out") from None
-    return folder
 
 
 def write_weights(folder: Path, weights: Mapping[str, NDArray[Any]]) -> str:

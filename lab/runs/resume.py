@@ -1,45 +1,96 @@
-"""Finds the run to resume."""
+"""Finds the run to resume, and what is left to do of it."""
 
+import contextlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from lab.base import console
 from lab.base.errors import UserError
-from lab.runs import checkpoint, record
+from lab.base.storage import is_remote
+from lab.runs import checkpoint, claim, record, results
 from lab.runs.checkpoint import Saved
 
+Check = Callable[[str, Mapping[str, Any]], None]  # see checkpoint.newest
 
-def find(folder: str, recipe: str, seed: int) -> tuple[str, Saved | None, list[str]]:
-    """The folder of the run to resume, its newest complete checkpoint, and lines about damaged ones.
 
-    Args:
-        folder: a run's, or auto: the newest under runs/ that has this recipe and seed, is not finished and has a
-            checkpoint; ("", None, []) if there is none.
+def find(folder: str, check: Check) -> tuple[Saved | None, dict[str, Any] | None]:
+    """The newest complete checkpoint of the run in a folder, and its result if it has ended. Notes what is damaged.
 
     Raises:
-        UserError: if the folder has no complete checkpoint.
+        UserError: if it has neither.
     """
-    if folder != "auto":
-        saved, damaged = checkpoint.newest(folder)
-        if saved is None:
-            why = f": {damaged[0]}" if damaged else ""
-            raise UserError(
-                f"--resume {folder} has no complete checkpoint{why}; give a run's folder, or start a new run"
-            )
-        return folder, saved, damaged
-    runs = Path("runs").glob(f"{recipe}-{seed}-*")
-    for run in sorted(runs, key=lambda run: run.stat().st_mtime, reverse=True):
-        saved, damaged = checkpoint.newest(str(run))
-        if saved is not None and not finished(run):
-            return str(run), saved, damaged
-    return "", None, []
+    result = ended(folder)
+    saved, damaged = checkpoint.newest(folder, check)
+    for line in damaged:
+        console.say(f"note: {line}")
+    if saved is None and result is None:
+        why = f": {damaged[0]}" if damaged else ""
+        raise UserError(f"--resume {folder} has no complete checkpoint{why}; give a run's folder, or start a new run")
+    return saved, result
+
+
+def find_newest(recipe: str, seed: int, check: Check) -> str:
+    """The newest run under runs/ of this recipe and seed that is not finished, has a checkpoint and that no process
+    is writing to; "" if there is none. Notes what is damaged."""
+    for folder in by_age(Path("runs").glob(f"{recipe}-{seed}-*")):
+        if finished(folder) or claim.is_written(folder):
+            continue
+        saved, damaged = checkpoint.newest(str(folder), check)
+        if saved is not None:
+            return str(folder)
+        for line in damaged:
+            console.say(f"note: {line}")
+    return ""
+
+
+def by_age(paths: Any) -> list[Path]:
+    """Those that are there, the newest first: a link may lead nowhere, and a folder vanish meanwhile."""
+    times: list[tuple[float, Path]] = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            times.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(times, reverse=True)]
+
+
+def ended(folder: str | Path) -> dict[str, Any] | None:
+    """The result of the run in that folder if it has ended and left its weights; None if not, or it is damaged."""
+    path = Path(folder) / "result.json"
+    if is_remote(folder) or not path.is_file():
+        return None
+    try:
+        if results.read(path).finished and path.with_name("weights.npz").is_file():
+            return record.read_result(path)
+    except UserError as error:  # the checkpoint counts
+        console.say(f"note: {error}")
+    return None
 
 
 def finished(folder: Path) -> bool:
     """Whether the run in that folder has ended and left its weights."""
-    try:
-        ended = record.read_result(folder / "result.json")["finished"]
-        return bool(ended) and (folder / "weights.npz").exists()
-    except UserError:  # there is none, or it is damaged: the checkpoint counts
-        return False
+    return ended(folder) is not None
+
+
+def check_last(folder: str, epochs: int, step: int, last: int) -> None:
+    """Raises UserError if a run that has made `epochs` epochs and `step` steps of the next is to end before that."""
+    if epochs > last or (epochs == last and step > 0):
+        begun = f" and {step} steps of the next" if step else ""
+        raise UserError(
+            f"--stop-after {last}: the run in {folder} has made {epochs} epochs{begun}; give at least "
+            f"{epochs + (step > 0)}, or leave the flag out"
+        )
+
+
+def newest_of(source: str, other: str, check: Check) -> Saved:
+    """The newest complete checkpoint in the folder of a run, or in the other one unless that is "".
+
+    Raises UserError if they have gone since the run was found.
+    """
+    folders = [folder for folder in (source, other) if folder]
+    found = [saved for saved, _ in (checkpoint.newest(folder, check) for folder in folders) if saved is not None]
+    if not found:
+        raise UserError(f"--resume {source} has no complete checkpoint any more; start a new run")
+    return max(found, key=lambda saved: int(saved.about["step"]))
 
 
 def check_data(saved: Saved, sha256: str) -> None:

@@ -37,7 +37,7 @@ def flags(options):
 def test_a_run_leaves_its_result(short, capsys, command_line):
     result = command.train(**short)
     folder = Path(short["out"])
-    left = ["checkpoints", "dawnbench.tsv", "result.json", "weights.npz"]
+    left = ["checkpoints", "dawnbench.tsv", "result.json", "run.json", "weights.npz"]
     assert sorted(path.name for path in folder.iterdir()) == left
     assert record.read_result(folder / "result.json") == result
     promised = "recipe seed hyperparameters data versions hardware precision replicas epochs test_accuracy"

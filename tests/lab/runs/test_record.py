@@ -8,21 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.base.errors import UserError
 from lab.runs import record
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="try another --out"):
-        record.make_folder(str(tmp_path / "file" / "run"), tmp_path)
-
-
-def test_the_default_folder_is_used_without_out(tmp_path):
-    assert record.make_folder("", tmp_path / "runs" / "a") == tmp_path / "runs" / "a"
-    assert (tmp_path / "runs" / "a").is_dir()
 
 
 def test_dawnbenchs_hours_add_up():
