@@ -19,10 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-TESTS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TESTS.parent), str(TESTS)]
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 import tensorflow as tf
 
 from lab import assemble, command, series

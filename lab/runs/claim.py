@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow as tf
 
 from lab.base import storage
-from lab.base.errors import Exit, UserError, brief
+from lab.base.errors import Exit, UserError, brief, exhausted
 from lab.base.files import decode, encode
 from lab.base.storage import FILE_ERRORS, is_remote, with_timeout, write_whole
 
@@ -113,17 +113,23 @@ class Claim:
         for held in self._held:
             held.write({"name": self.name, **self.about})
 
-    def release(self) -> None:
-        """Gives the folders up; those in which the run has left nothing are as they were before."""
+    def release(self, *, undo: bool = True) -> None:
+        """Gives the folders up; with `undo`, those in which the run has left nothing are as they were before."""
         while self._held:
+            held = self._held.pop()
             with contextlib.suppress(*FILE_ERRORS):
-                self._held.pop().release()
+                if undo:
+                    held.undo()
+            with contextlib.suppress(*FILE_ERRORS):
+                held.release()
 
     def __enter__(self) -> "Claim":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        # An error that nobody foresaw leaves its traceback in the run's folder: see errors.reported_in.
+        foreseen = error is None or isinstance(error, UserError) or not isinstance(error, Exception) or exhausted(error)
+        self.release(undo=foreseen)
 
 
 def make_default(parent: Path, name: str) -> list[Path]:
@@ -170,6 +176,10 @@ class _Folder:
     def write(self, about: dict[str, Any]) -> None:
         raise NotImplementedError
 
+    def undo(self) -> None:
+        """Removes what was made, if the run has left nothing."""
+        raise NotImplementedError
+
     def release(self) -> None:
         raise NotImplementedError
 
@@ -188,7 +198,7 @@ class _Local(_Folder):
                     self.made.insert(0, part)
             self.descriptor = self._open(folder / NAME)
         except OSError as error:
-            self._undo()
+            self.undo()
             raise UserError(f"cannot write the folder {path}: {error.strerror}; try another {flag}") from None
         try:
             self.refuse_others(sorted(os.listdir(folder)))  # again: another may have come, and gone
@@ -228,13 +238,9 @@ class _Local(_Folder):
             ) from None
 
     def release(self) -> None:
-        try:
-            self._undo()
-        finally:
-            os.close(self.descriptor)
+        os.close(self.descriptor)
 
-    def _undo(self) -> None:
-        """Removes what was made, if the run has left nothing."""
+    def undo(self) -> None:
         folder = Path(self.path)
         with contextlib.suppress(OSError):
             if set(os.listdir(folder)) - set(OWN):
@@ -293,11 +299,13 @@ class _Remote(_Folder):
                 exit_code=Exit.CANNOT_WRITE,
             ) from None
 
-    def release(self) -> None:
+    def undo(self) -> None:
         left = set(_listed(self.path)) - {*OWN, self.marker.rpartition("/")[2]}
         if not left and not _listed(f"{self.path}/checkpoints"):
             with contextlib.suppress(*FILE_ERRORS):
                 tf.io.gfile.remove(f"{self.path}/{NAME}")
+
+    def release(self) -> None:
         self._remove_marker()
 
     def _remove_marker(self) -> None:

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -125,6 +127,51 @@ def test_a_run_resumed_twice_around_an_epochs_end_has_the_undisturbed_rows(short
         assert {k: v for k, v in row.items() if not k.endswith("seconds")} == {
             k: v for k, v in other.items() if not k.endswith("seconds")
         }
+
+
+STOPPER = """
+import os, signal, sys
+import train_eager
+from lab import start
+from lab.base import console
+from lab.machine import memory
+memory.restart_with_huge_pages = lambda: None
+show, seen = console.EpochBar.show, set()
+def stopping(bar, epoch, images):
+    show(bar, epoch, images)
+    seen.add((epoch, images))
+    if len(seen) > 2 and images:  # the first is where it went on
+        os.kill(os.getpid(), signal.SIGTERM)
+console.EpochBar.show = stopping
+sys.exit(start.main(train_eager.Config, train_eager.add_flags, sys.argv[1:]))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--recipe", "eager-tutorial", "--warmup-epochs", 1],
+        ["--logical-devices", 2, "--learning-rate", 0.05, "--ema-every", 2, "--tta", "flip"],
+    ],
+    ids=["dropout", "two replicas"],
+)
+def test_a_run_stopped_after_every_second_step_ends_like_its_twin(flags, data, tmp_path):
+    """Nothing that is drawn or averaged in training may depend on where it was stopped and saved."""
+    flags = ["--batch-size", 16, "--width", 2, "--epochs", 2, "--device", "cpu", "--no-jit", "--data", data, *flags]
+    twin = [sys.executable, "train_eager.py", *map(str, flags), "--out", str(tmp_path / "twin")]
+    with open(tmp_path / "log", "w") as log:
+        undisturbed = faults.start(twin, log)
+        more, codes = [*map(str, flags), "--out", str(tmp_path / "run")], []
+        while not codes or codes[-1] == 143:
+            done = subprocess.run(
+                [sys.executable, "-c", STOPPER, *more], cwd=faults.ROOT, capture_output=True, text=True, timeout=300
+            )
+            codes.append(done.returncode)
+            more = ["--resume", str(tmp_path / "run")]
+        assert undisturbed.wait(300) == 0, (tmp_path / "log").read_text()
+    assert codes == [143] * (len(codes) - 1) + [0] and len(codes) >= 4, done.stderr
+    assert faults.left(tmp_path / "run") == faults.left(tmp_path / "twin")
 
 
 def test_a_stop_in_an_epoch_whose_loss_is_not_finite_says_so(short, monkeypatch):
