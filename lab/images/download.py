@@ -1,22 +1,29 @@
-"""Fetching the CIFAR-10 archive from its home server or a mirror, and unpacking it safely."""
+"""Fetching the CIFAR-10 archive from its home server or a mirror, and unpacking it safely.
 
+Keras' get_file, which the core uses, has no time-out, begins anew after a cut and deletes what is there; requests, and
+so pooch, wait for each receive only, and do not resume. At the home server's 50 kB/s a cut then costs an hour.
+"""
+
+import contextlib
 import http.client
 import ipaddress
 import os
+import queue
 import re
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from lab.base.errors import UserError
+from lab.base.errors import UserError, brief
 from lab.base.files import sum_of
 from lab.images import formats
 from lab.images.pickles import AGAIN
@@ -41,7 +48,10 @@ CHUNK_BYTES = 1 << 18
 
 
 class _SourceFailed(Exception):
-    """One source cannot deliver; its message says why, and the next source is due."""
+    """One source cannot deliver; its message says why, in a printable line, and the next source is due."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(brief(Exception(message)))
 
 
 class _WrongPart(Exception):
@@ -57,7 +67,10 @@ def _is_loopback(url: str) -> bool:
 
 
 def _check_url(url: str, *, loopback_allowed: bool = True) -> None:
-    scheme = urlsplit(url).scheme
+    try:
+        scheme, _ = urlsplit(url).scheme, urlsplit(url).port
+    except ValueError:  # http://[, or a port that is no number
+        scheme = ""
     if scheme == "https" or (scheme == "http" and loopback_allowed and _is_loopback(url)):
         return
     raise _SourceFailed(f"{url} is refused, only https is accepted")
@@ -106,8 +119,8 @@ def _open(url: str, offset: int, stall_seconds: float) -> http.client.HTTPRespon
         if isinstance(error.reason, TimeoutError):
             raise _SourceFailed(f"no answer within {stall_seconds:g} s") from None
         raise _SourceFailed(f"no connection ({error.reason})") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _SourceFailed(f"no answer ({type(error).__name__}: {error})") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: an address that is none
+        raise _SourceFailed(f"no answer ({type(error).__name__}: {brief(error)})") from None
 
 
 def _start_of_body(response: http.client.HTTPResponse, offset: int, size: int) -> int:
@@ -115,7 +128,7 @@ def _start_of_body(response: http.client.HTTPResponse, offset: int, size: int) -
     if response.status == 206:
         content_range = response.headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
-        if not match or int(match[1]) != offset or match[2] not in (str(size), "*"):
+        if not match or match[1] != str(offset) or match[2] not in (str(size), "*"):
             raise _SourceFailed(f"its Content-Range is {content_range!r}, asked for {offset}- of {size}")
         return offset
     if response.status != 200:
@@ -148,41 +161,85 @@ class _Pace:
             )
 
 
+def _chunks(url: str, offset: int, size: int, stall_seconds: float) -> Generator[bytes, None, None]:
+    """The body's bytes from `offset` on; before them b"" if the server starts the file anew. Ends where it is cut.
+
+    Asked for in a thread, as a socket's own time-out is for each receive: headers, chunk lengths or trailers that drip,
+    a byte at a time, would be waited for without end. Each pause here, of whatever kind, is at most `stall_seconds`.
+    """
+    # As many as keep both sides busy. A thread that is given up ends with its connection, or with the program.
+    answers: queue.Queue[bytes | Exception | None] = queue.Queue(4)
+    given_up = threading.Event()
+
+    def ask() -> None:
+        try:
+            with _open(url, offset, stall_seconds) as response:
+                if offset and not _start_of_body(response, offset, size):
+                    answers.put(b"")
+                elif not offset:
+                    _start_of_body(response, 0, size)
+                # read1 returns what one receive brought: read would wait for a whole chunk.
+                while not given_up.is_set() and (chunk := response.read1(CHUNK_BYTES)):
+                    answers.put(chunk)
+            answers.put(None)
+        except Exception as error:  # ours, or what http.client makes of a server's nonsense
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    have, started = offset, False
+    try:
+        while True:
+            try:
+                answer = answers.get(timeout=stall_seconds)
+            except queue.Empty:
+                if have >= size:  # all is there; what else it would say is not needed
+                    return
+                what = f"stalled at {have} of {size} bytes" if started else "no answer within"
+                raise _SourceFailed(f"{what}{',' if started else ''} {stall_seconds:g} s") from None
+            if isinstance(answer, _SourceFailed | _WrongPart):
+                raise answer
+            if isinstance(answer, TimeoutError):
+                raise _SourceFailed(f"stalled at {have} of {size} bytes, {stall_seconds:g} s")
+            if answer is None or isinstance(answer, OSError | http.client.HTTPException):
+                return  # the end, or a cut
+            if isinstance(answer, Exception):
+                raise _SourceFailed(f"no sense in its answer ({brief(answer)})")
+            started, have = True, have + len(answer) if answer else 0
+            yield answer
+    finally:
+        given_up.set()
+        while not answers.empty():  # so that the thread is not left waiting for room
+            answers.get_nowait()
+
+
 def _transfer(url: str, part: Path, size: int, pace: _Pace, stall_seconds: float) -> None:
     """Appends to `part` what the source sends; returns at its end or at a cut, whichever comes first."""
     have = part.stat().st_size if part.exists() else 0
-    with _open(url, have, stall_seconds) as response:
-        have = _start_of_body(response, have, size)
-        with (
-            part.open("r+b" if have else "wb") as file,
-            tqdm(
-                total=size,
-                initial=have,
-                unit="B",
-                unit_scale=True,
-                desc=urlsplit(url).hostname,
-                disable=None,  # no bar unless stderr is a terminal
-            ) as bar,
-        ):
-            file.seek(have)
-            while True:
-                try:
-                    # read1 returns what one receive brought: read would wait for a whole chunk, and a
-                    # server that drips would never be measured.
-                    chunk = response.read1(CHUNK_BYTES)
-                except TimeoutError:
-                    raise _SourceFailed(f"stalled at {have} of {size} bytes, {stall_seconds:g} s") from None
-                except (OSError, http.client.HTTPException):
-                    return
-                if not chunk:
-                    return
-                have += len(chunk)
-                if have > size:
-                    raise _SourceFailed(f"it sends more than {size} bytes")
-                _write(file, chunk, part)
-                bar.update(len(chunk))
-                pace.received += len(chunk)
-                pace.check(size - have)
+    with (
+        part.open("r+b" if have else "wb") as file,
+        tqdm(
+            total=size,
+            initial=have,
+            unit="B",
+            unit_scale=True,
+            desc=urlsplit(url).hostname,
+            disable=None,  # no bar unless stderr is a terminal
+        ) as bar,
+        contextlib.closing(_chunks(url, have, size, stall_seconds)) as chunks,
+    ):
+        file.seek(have)
+        for chunk in chunks:
+            if not chunk:
+                have = 0
+                file.seek(0)
+                file.truncate()
+            have += len(chunk)
+            if have > size:
+                raise _SourceFailed(f"it sends more than {size} bytes")
+            _write(file, chunk, part)
+            bar.update(len(chunk))
+            pace.received += len(chunk)
+            pace.check(size - have)
 
 
 def _write(file: IO[bytes], chunk: bytes, part: Path) -> None:
@@ -252,6 +309,7 @@ def fetch(
     Raises: UserError that names every source and why it failed, or that the file cannot be written.
     """
     destination = Path(destination)
+    new = not destination.parent.exists()
     part = destination.with_name(destination.name + ".part")
     failures = []
     try:
@@ -274,10 +332,21 @@ def fetch(
             f"cannot write {destination}: {error.strerror or error}; run in a folder that can be written or "
             "give --data PATH"
         ) from error
+    _leave_nothing_empty(part, new)
     raise UserError(
         f"{destination.name} could not be downloaded: {'; '.join(failures)}. "
         "Give --data PATH if you have the data, or --data synthetic to try without"
     )
+
+
+def _leave_nothing_empty(part: Path, new: bool) -> None:
+    """Deletes an empty part, and its folder if it is `new` and empty too; a part that is not serves the next try."""
+    with contextlib.suppress(OSError):
+        if not part.stat().st_size:
+            part.unlink()
+    if new:
+        with contextlib.suppress(OSError):
+            part.parent.rmdir()
 
 
 def safe_extract(archive: str | Path, directory: str | Path, *, folder: str, files: Collection[str]) -> Path:

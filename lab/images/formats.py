@@ -316,9 +316,9 @@ def read_npz(path: Path) -> Arrays:
                 raise ValueError(f"{total} bytes unpacked, the limit is {MAX_NPZ_BYTES}")
             arrays = {name: _npz_array(archive, name) for name in ("x_train", "y_train", "x_test", "y_test")}
     except BROKEN_NPZ as error:
-        raise UserError(f"{path}: {str(error) or 'truncated'}; save it again with numpy.savez") from error
+        raise UserError(f"{path}: {brief(error)}; save it again with numpy.savez") from error
     except (NotImplementedError, RuntimeError, MemoryError) as error:  # compression, encryption, no room
-        raise UserError(f"{path} cannot be read ({error}); save it again with numpy.savez") from error
+        raise UserError(f"{path} cannot be read ({brief(error)}); save it again with numpy.savez") from error
     except OSError as error:
         raise _cannot_read(path, error) from error
     labels = np.concatenate([_npz_labels(arrays, part, path) for part in ("train", "test")])
