@@ -20,6 +20,7 @@ NETWORKS = (
     "speednet",
 )
 VIEWS = ("none", "flip", "six")
+LOGICAL_DEVICES = 8  # at most; each compiles the step again and takes its own memory
 
 
 def option(default: Any, about: str, low: Any = None, high: Any = None, choices: Sequence[str] = ()) -> Any:
@@ -79,7 +80,7 @@ class Machine:
     pipeline: str = option("auto", "who makes the batches; auto: the device", choices=("auto", "host", "device"))
     operations: str = option("auto", "forms of the layers; auto: fast with XLA on a CPU, else plain",
                              choices=("auto", "plain", "fast"))
-    logical_devices: int = option(0, "split the CPU into so many, to try replicas; 0: do not", 0, 8)
+    logical_devices: int = option(0, "split the CPU into so many, to try replicas; 0: do not", 0, LOGICAL_DEVICES)
     deterministic: bool = option(False, "the same numbers in every run on a GPU, at some cost; a CPU's are anyway")
 
 

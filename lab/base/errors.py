@@ -53,6 +53,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser, whose mistakes are UserErrors of one line instead of a usage text and SystemExit."""
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"\S{200,}", lambda word: f"{word[0][:60]}...{word[0][-20:]}", message)
         raise UserError(f"{message}; {self.prog} -h lists the flags")
 
     def parse_args(  # type: ignore[override]  # argparse's has overloads
@@ -62,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = re.findall(r"--[\w-]+", self.format_usage())
-            name = unknown[0].partition("=")[0]
+            name = unknown[0].partition("=")[0][:200]
             if hint := nearest(name, flags):
                 raise UserError(f"unknown argument {name}; {hint}")
             self.error(f"unknown argument {unknown[0]}")

@@ -12,6 +12,8 @@ import numpy as np
 from lab.base.errors import Parser, UserError, exits_with_one_line
 from schedule import PiecewiseLinear
 
+HIGHEST = 1e6  # a rate, or an epoch
+
 
 class Knots(PiecewiseLinear):
     """The core's schedule, checked, that can be multiplied and written as text.
@@ -55,7 +57,10 @@ def parse(text: str) -> Knots:
     """
     try:
         pairs = [tuple(float(number) for number in pair.split(",")) for pair in text.split()]
-        return Knots([(epoch, rate) for epoch, rate in pairs])
+        knots = Knots([(epoch, rate) for epoch, rate in pairs])
+        if max(*knots.knots[-1], knots.peak) > HIGHEST:  # float32 would not hold their products
+            raise ValueError(f"an epoch or a rate is above {HIGHEST:g}")
+        return knots
     except ValueError as error:
         raise UserError(f"--knots {text!r} is not pairs like '0,0 5,0.4 24,0' ({error}); correct it") from None
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; read at its import
@@ -23,9 +23,11 @@ import data
 from lab.base import console, storage
 from lab.base.errors import Exit, Parser, UserError, exits_with_one_line
 from lab.machine import preflight
-from train_eager import choose_precision, choose_strategy
+from lab.options import LOGICAL_DEVICES
+from train_eager import Config, choose_precision, choose_strategy
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
+LARGEST_BATCH: int = next(item.metadata["high"] for item in fields(Config) if item.name == "batch_size")
 TPU_SECONDS = 180.0  # that a TPU of another machine has to answer and start
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # What TensorFlow raises where a TPU is missing: its own errors, and those of the search for one by name.
@@ -140,6 +142,8 @@ def _logical(device: str, count: int, tpu: str, clustered: bool) -> Placement:
     """`count` replicas on one CPU, for trying out on a laptop what several devices do."""
     if count < 0:
         raise UserError(f"--logical-devices {count} is negative; give 0 or more")
+    if count > LOGICAL_DEVICES:
+        raise UserError(f"--logical-devices {count} is out of range; give 0 to {LOGICAL_DEVICES}")
     if device in ("gpu", "tpu") or tpu:
         raise UserError(f"--logical-devices {count} splits a CPU; use --device cpu")
     if clustered:
@@ -294,6 +298,8 @@ def _parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     """The preflight; `arguments` are sys.argv's without the program. Returns the exit code."""
     options = _parser().parse_args(arguments)
+    if not 1 <= options.batch_size <= LARGEST_BATCH:
+        raise UserError(f"--batch-size {options.batch_size} is out of range; give 1 to {LARGEST_BATCH}")
     try:
         placement = choose(options.device, tpu=options.tpu, logical_devices=options.logical_devices)
     finally:  # after it, since SLURM's resolver hides GPUs, which TensorFlow must not have listed before
