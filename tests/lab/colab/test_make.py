@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,6 +129,17 @@ def test_it_installs_what_the_requirements_for_tpus_name(notebook):
     pinned = re.findall(r"^[\w-]+==.*", (ROOT / "requirements-tpu.txt").read_text(), re.MULTILINE)
     (line,) = re.findall(r"%pip install --quiet (.*)", code_of(notebook)[0])
     assert line.split() == pinned
+
+
+@pytest.mark.parametrize("found, colab, installs", [(True, True, 0), (False, True, 1), (False, False, 0)])
+def test_it_installs_nothing_where_tensorflow_is(notebook, monkeypatch, found, colab, installs):
+    """Colab's CPU and GPU runtimes bring a TensorFlow that will do; its TPU runtimes bring none."""
+    calls = []
+    if colab:
+        monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if found else None)
+    exec(re.sub(r"%pip (.*)", r"install('\1')", code_of(notebook)[0]), {"install": calls.append})
+    assert len(calls) == installs
 
 
 # ---- what is run -------------------------------------------------------------------------------------------
