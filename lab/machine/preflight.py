@@ -19,7 +19,8 @@ PACKAGES = ("tensorflow", "tensorflow-tpu", "keras", "numpy", "nvidia-cudnn-cu12
 # TensorFlow 2.21 with cuDNN 9.3 to 9.5: "Autotuner could not find any supported configs" on T4, A10G and L4,
 # gone with 9.24 (aws/deep-learning-containers, pull requests 6417 and 6418).
 CUDNN_FLOOR = (9, 24)
-CUDNN_FAILS_FROM = (2, 21)  # the TensorFlow that needs it
+CUDNN_UNKNOWN = (9, 6)  # from here up to the floor nobody has said
+CUDNN_FAILS_FROM = (2, 21)  # the TensorFlow that needs it; Colab's 2.20 does not, whose cuDNN is 9.19
 # PCI vendor Google and the ids of its chips v2/v3 to TPU7x (jax/_src/hardware_utils.py, 0.10.2). The vendor
 # alone would not do: Google's virtual network cards have it too.
 TPU_VENDOR = "0x1ae0"
@@ -167,7 +168,7 @@ def packages_remedy(facts: Facts) -> str:
 def tpu_remedy(facts: Facts, message: str = "") -> str:
     """Why TensorFlow has no TPU here, and the remedy. `message` is its own, if it was asked for one."""
     if "tensorflow-tpu" not in facts.packages:
-        install = "pip uninstall -y tensorflow, then pip install -r requirements-tpu.txt (Python 3.10 to 3.12)"
+        install = "pip uninstall -y tensorflow, then pip install -r requirements-tpu.txt (Python 3.10 to 3.13)"
         if facts.has_tpu:
             return (
                 'plain tensorflow has no TPU kernels ("No OpKernel was registered to support Op '
@@ -230,6 +231,11 @@ def cudnn_remedy(facts: Facts) -> str:
     if not old or _version(facts.packages.get("tensorflow", "")) < CUDNN_FAILS_FROM:
         return ""
     floor = ".".join(map(str, CUDNN_FLOOR))
+    if _version(installed) >= CUDNN_UNKNOWN:
+        return (
+            f'should a step fail with "Autotuner could not find any supported configs", nvidia-cudnn-cu12 {installed} '
+            f"is too old for this TensorFlow: pip install 'nvidia-cudnn-cu12>={floor},<10'"
+        )
     return (
         f"nvidia-cudnn-cu12 {installed} is too old for XLA's convolutions (\"Autotuner could not find any "
         f"supported configs\"): pip install 'nvidia-cudnn-cu12>={floor},<10', or --no-jit"

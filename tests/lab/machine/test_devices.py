@@ -237,6 +237,10 @@ def test_an_old_cudnn_harms_only_xla_on_the_versions_that_need_it():
     old = {"nvidia-cudnn-cu12": "9.3.0.75"}
     assert finding(Facts(PLAIN | old, gpus=(T4,)), "gpu", jit=False) == ""
     assert finding(Facts({"tensorflow": "2.20.0"} | old, gpus=(T4,)), "gpu") == ""
+    colab = {"nvidia-cudnn-cu12": "9.19.0.56"}  # as of August 2026
+    assert finding(Facts({"tensorflow": "2.20.0"} | colab, kernels=KERNELS, gpus=(T4,)), "gpu") == ""
+    newer = finding(Facts({"tensorflow": "2.21.0"} | colab, kernels=KERNELS, gpus=(T4,)), "gpu")
+    assert newer.startswith("should a step fail") and "nvidia-cudnn-cu12>=9.24,<10" in newer
 
 
 @pytest.mark.parametrize(
