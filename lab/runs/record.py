@@ -35,8 +35,8 @@ PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 def write_weights(folder: Path, weights: Mapping[str, NDArray[Any]]) -> str:
     """Writes weights.npz: arrays by name, the same bytes for the same arrays. Returns the file's sha256."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **weights)  # its allow_pickle is new in NumPy 2.3; an older one would save it as an array
+    buffer, arrays = io.BytesIO(), dict[str, Any](weights)
+    np.savez(buffer, **arrays)  # its allow_pickle is new in NumPy 2.3; an older one would save it as an array
     write_whole(folder / "weights.npz", buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
