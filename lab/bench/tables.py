@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lab.bench import rivals
 from lab.report.tables import Table
 
 SECTIONS = ("ceilings", "steps", "update", "input", "evaluation")
@@ -88,7 +89,19 @@ def rows_in_markdown(record: dict[str, Any]) -> str:
     said = f"{_conditions(record)}, {turn}. {_doubts(record, record['rows'])}"
     if share := record["remarks"].get("augmentation_share_of_step"):
         said += f" Augmentation is {share:.2%} of the default step."
-    return f"{Table(heads, lines).as_markdown()}\n\n{said}"
+    return f"{Table(heads, lines).as_markdown()}\n\n{said}{_absent(record)}"
+
+
+def _absent(record: dict[str, Any]) -> str:
+    """The usual candidates of the record's sections that it has no row of, so that no rival is left out unsaid."""
+    rows = record["rows"]
+    there, sections = {row["name"] for row in rows}, {row["section"] for row in rows}
+    absent = [
+        f"`{name}`"
+        for name, candidate in rivals.candidates(record["network"]).items()
+        if name not in there and candidate.usual and candidate.section in sections
+    ]
+    return f" Not in this record, but measured by the command: {', '.join(absent)}." if absent else ""
 
 
 def scaling_in_markdown(record: dict[str, Any]) -> str:
