@@ -6,7 +6,7 @@ import tarfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -22,6 +22,7 @@ from lab.images.pickles import AGAIN, shown
 IMAGES_PER_FILE = 10_000  # of the published data set, in every batch file
 PIXEL_BYTES = 3 * 32 * 32
 MAX_CLASSES = 10
+MOST_CLASSES = 1000  # of own data
 TFRECORD_MANIFEST = "tfrecords.json"  # see lab/images/tfrecords.py
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -162,6 +163,7 @@ def _assemble(layout: Layout, where: str, read: Callable[[str], bytes]) -> Array
     names = layout.decode_names(read(layout.names_file), f"{where}/{layout.names_file}")
     if len(names) != MAX_CLASSES:
         raise UserError(f"{where}/{layout.names_file}: {len(names)} names instead of 10; {AGAIN}")
+    names = check_names(names, Path(where, layout.names_file))
     return Arrays(train_images, train_labels, np.ascontiguousarray(test_images), test_labels, names)
 
 
@@ -303,9 +305,10 @@ BROKEN_NPZ = (  # from a damaged zip file, and from NumPy's parser of headers, w
 
 
 def read_npz(path: Path) -> Arrays:
-    """Reads own data: x_train, x_test uint8 (N, 32, 32, 3); y_train, y_test integers (N,) or (N, 1), 0 to 9.
+    """Reads own data: x_train, x_test uint8 (N, 32, 32, 3); y_train, y_test integers (N,) or (N, 1), from 0.
 
-    There are as many classes as the highest label says, named "0", "1" and so on.
+    The classes' names stand in own.txt beside own.npz, one a line; without it there are as many classes as the highest
+    label says, named "0", "1" and so on.
 
     Raises: UserError that names the array and what is wrong.
     """
@@ -324,7 +327,27 @@ def read_npz(path: Path) -> Arrays:
     labels = np.concatenate([_npz_labels(arrays, part, path) for part in ("train", "test")])
     train_count = len(arrays["x_train"])
     classes = tuple(str(i) for i in range(labels.max() + 1))
+    names = path.with_suffix(".txt")
+    if names.is_file():
+        classes = check_names(
+            _read_file(names, MAX_HEADER_BYTES * MOST_CLASSES).decode(errors="replace").split("\n"), names
+        )
+        if labels.max() >= len(classes):
+            raise UserError(f"{path} has label {labels.max()}, but {names} names {len(classes)} classes; add names")
     return Arrays(arrays["x_train"], labels[:train_count], arrays["x_test"], labels[train_count:], classes)
+
+
+def check_names(lines: Sequence[str], where: Path) -> tuple[str, ...]:
+    """Names of classes, less empty ones; UserError for none or too many, for one twice, too long or unprintable."""
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not 1 <= len(names) <= MOST_CLASSES or len(set(names)) < len(names):
+        raise UserError(
+            f"{where} names {len(names)} classes, {len(set(names))} of them different; give 1 to {MOST_CLASSES}"
+        )
+    for name in names:
+        if len(name) > 100 or not name.isprintable():
+            raise UserError(f"{where}: the name {name[:20]!r} of a class is no printable text of at most 100 letters")
+    return names
 
 
 def _npz_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
@@ -362,9 +385,9 @@ def _npz_labels(arrays: dict[str, NDArray[Any]], part: str, path: Path) -> NDArr
             "save one label an image"
         )
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= MAX_CLASSES:
+    if low < 0 or high >= MOST_CLASSES:
         bad = low if low < 0 else high
-        raise UserError(f"{path}: y_{part} has label {bad}; labels go from 0 to {MAX_CLASSES - 1}")
+        raise UserError(f"{path}: y_{part} has label {bad}; labels go from 0 to {MOST_CLASSES - 1}")
     return labels.astype(np.int32)
 
 

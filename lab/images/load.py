@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lab.base import paths
 from lab.base.errors import UserError
-from lab.images import download, formats, synthetic, tfrecords
+from lab.images import download, folders, formats, synthetic, tfrecords
 from lab.images.imageset import ImageSet
 
 # Every choice draws from a stream of the seed of its own, so that one option does not change another's.
@@ -41,7 +41,8 @@ def load(path: str | None, *, seed: int, limit_train: int = 0, limit_test: int =
 
     Args:
         path: a folder that is or holds cifar-10-batches-py or cifar-10-batches-bin, the .tar.gz of either,
-            an .npz (see formats.read_npz), a folder or storage path of TFRecords (see lab/images/tfrecords.py), or the
+            an .npz (see formats.read_npz), a folder of images by class (see lab/images/folders.py), a folder or storage
+            path of TFRecords (see lab/images/tfrecords.py), or the
             word "synthetic" (a folder of that name is "./synthetic"). None: ./data, then Keras' cache, then a
             download to ./data.
         seed: 0 or more; chooses the subsets and makes the synthetic images.
@@ -77,6 +78,8 @@ def _read(path: str | None) -> ImageSet:
         place = Path(os.path.expanduser(path))
     else:
         raise UserError("--data is empty; give a folder, a .tar.gz, an .npz or the word synthetic")
+    if folders.is_one(place):
+        return ImageSet(*folders.read(place), source=place.resolve().name, synthetic=False)
     arrays, doubt = formats.read(place), formats.doubt(place)
     return ImageSet(*arrays, source=place.resolve().name, synthetic=False, doubt=doubt)
 

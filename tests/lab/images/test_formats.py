@@ -371,7 +371,7 @@ def test_own_data_compressed_or_column_major(tmp_path: Path) -> None:
         ({"y_test": np.zeros((3, 10), np.int32)}, r"y_test is int32 \(3, 10\) instead of"),
         ({"y_test": np.int32(3)}, "y_test is int32"),
         ({"y_test": np.zeros(4, np.int32)}, "y_test has 4 labels for the 3 images"),
-        ({"y_test": np.array([0, 10, 1])}, "y_test has label 10; labels go from 0 to 9"),
+        ({"y_test": np.array([0, 1000, 1])}, "y_test has label 1000; labels go from 0 to 999"),
         ({"y_train": np.array([0, -1, 1, 0, 0, 0, 0])}, "y_train has label -1"),
         ({"y_train": np.array([2**63] * 7, np.uint64)}, "y_train has label 9223372036854775808"),
     ],
@@ -380,6 +380,23 @@ def test_bad_own_data_is_named(tmp_path: Path, changes: dict[str, Any], why: str
     with pytest.raises(UserError, match=why) as caught:
         formats.read(save(tmp_path / "x.npz", **changes))
     assert str(tmp_path / "x.npz") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_hundred_classes_and_their_names(tmp_path: Path) -> None:
+    labels = np.array([0, 99, 2, 3, 4, 5, 6])
+    path = save(tmp_path / "x.npz", y_train=labels, y_test=np.array([98, 1, 2]))
+    assert formats.read(path).classes == tuple(str(k) for k in range(100))
+    (tmp_path / "x.txt").write_text("".join(f"kind {k}\r\n" for k in range(120)) + "\n")
+    assert formats.read(path).classes == tuple(f"kind {k}" for k in range(120))
+    for text, why in (
+        ("a\nb\n", "label 99, but .*x.txt names 2 classes"), ("a\n" * 120, "1 of them different"),
+        ("", "names 0 classes"),
+        ("\x1b[2J\n", "no printable text"), ("a" * 101, "at most 100 letters"), ("\udcff", "no printable text|but"),
+    ):  # fmt: skip
+        (tmp_path / "x.txt").write_text(text, errors="surrogateescape")
+        with pytest.raises(UserError, match=why) as caught:
+            formats.read(path)
+        assert str(caught.value).isprintable()
 
 
 def test_damaged_own_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,34 @@ def test_own_data(tmp_path: Path) -> None:
         np.testing.assert_array_equal(images.train_images, arrays["x_train"])
 
 
+def test_a_folder_of_images_by_class(tmp_path: Path) -> None:
+    from PIL import Image
+
+    def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, colour).save(path)
+
+    folder = tmp_path / "own"
+    colours = {"ant": (200, 10, 20), "bee": (30, 210, 40), "cow": (50, 60, 220)}
+    for name, colour in colours.items():
+        paint(folder / "train" / name / "1.png", colour, (32, 32))
+        paint(folder / "train" / name / "deep" / "2.png", colour, (64, 48))
+    paint(folder / "test" / "cow" / "1.png", colours["cow"], (33, 50))
+    images = load.load(str(folder), seed=0)
+    assert images.classes == ("ant", "bee", "cow") and images.source == "own"
+    assert images.train_labels.tolist() == [0, 0, 1, 1, 2, 2] and images.test_labels.tolist() == [2]
+    for image, label in zip(images.train_images, images.train_labels, strict=True):
+        assert image.shape == (32, 32, 3) and (image == list(colours.values())[label]).all()
+    assert (images.test_images == colours["cow"]).all()
+    (folder / "train" / "bee" / "3.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"3\.png: .*no image"):
+        load.load(str(folder), seed=0)
+    (folder / "train" / "bee" / "3.png").unlink()
+    paint(folder / "test" / "dog" / "1.png", (1, 2, 3), (32, 32))
+    with pytest.raises(UserError, match="has the class dog, which"):
+        load.load(str(folder), seed=0)
+
+
 # ---- checksum ----------------------------------------------------------------------------------------------
 
 
