@@ -23,14 +23,12 @@ from numpy.typing import NDArray
 
 from lab.base.errors import UserError
 from lab.base.files import decode, encode, sum_of, write_whole
-from lab.machine import memory
+from lab.machine import memory, processor
 
 RANDOM_STREAM = "numpy-plan"  # of new results
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ("train_eager.py", "model.py", "data.py", "schedule.py")
 GIT_SECONDS = 10.0  # which it has to answer
-# Of /proc/cpuinfo, what decides which kernels TensorFlow's operations run.
-PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def write_weights(folder: Path, weights: Mapping[str, NDArray[Any]]) -> str:
@@ -124,16 +122,15 @@ def versions() -> dict[str, str]:
 
 
 def hardware(accelerators: Sequence[str] = ()) -> dict[str, Any]:
-    """The machine: processor, which of PROCESSOR_FLAGS it has (None where the system does not say), cores this
+    """The machine: processor, which of processor.FLAGS it has (None where the system does not say), cores this
     process may use, memory in GiB, and the accelerators given."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gib = None
     with contextlib.suppress(ValueError, OSError, AttributeError):
         gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    flags = _cpuinfo("flags")
     return {
-        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
-        "processor_flags": flags and [name for name in PROCESSOR_FLAGS if name in flags.split()],
+        "processor": processor.said("model name") or platform.processor() or platform.machine(),
+        "processor_flags": processor.flags(),
         "cores": cores,
         "memory_gib": gib,
         "accelerators": list(accelerators),
@@ -146,13 +143,3 @@ def peak_memory_gib() -> float | None:
     # Not getrusage's, which a process inherits from the one that started it.
     peak = memory.proc_gib("/proc/self/status", "VmHWM:")
     return None if peak is None else round(peak, 2)
-
-
-def _cpuinfo(name: str) -> str | None:
-    """What Linux says of the first processor under that name; None if nothing."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            key, _, value = line.partition(":")
-            if key.strip() == name:
-                return value.strip()
-    return None
