@@ -5,6 +5,7 @@ Images are (N, H, W, C). Convolutions compute in the layer's dtype, batch norm i
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -220,18 +221,23 @@ class BatchNorm(model.BatchNorm):
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         fast, epsilon, keep = self.style.fast, self.epsilon, self.momentum
         groups = max(1, self.style.ghost_groups // tf.distribute.get_strategy().num_replicas_in_sync)
-        if not fast and not (training and groups > 1) and epsilon >= LEAST_FUSED_EPSILON:
+        # A CPU's own kernels are oneDNN's, which take any epsilon; XLA has no fused kernel, and 16 bits no XLA.
+        fused = images.dtype != tf.float32 if fast else epsilon >= LEAST_FUSED_EPSILON
+        if fused and not (training and groups > 1):
             return super().call(images, training=training)
         weights = (self.scale, self.shift, self.running_mean, self.running_variance)
         scale, shift, mean, variance = map(tf.convert_to_tensor, weights)
         if not training:
             factor = scale * tf.math.rsqrt(variance + epsilon)
             return tf.cast((tf.cast(images, tf.float32) - mean) * factor + shift, images.dtype)
-        normal, batch_mean, batch_variance = kernels.batch_norm(
-            images, scale, shift, mean, epsilon, groups=groups, fast=fast
-        )
-        count = tf.cast(tf.size(images) // (groups * images.shape[-1]), tf.float32)
-        unbiased = batch_variance * (count / (count - 1.0))
+        if fused and fast:
+            normal, batch_mean, unbiased = kernels.fused_batch_norms(images, scale, shift, epsilon, groups)
+        else:
+            normal, batch_mean, batch_variance = kernels.batch_norm(
+                images, scale, shift, mean, epsilon, groups=groups, fast=fast
+            )
+            count = tf.cast(tf.size(images) // (groups * images.shape[-1]), tf.float32)
+            unbiased = batch_variance * (count / (count - 1.0))
         self.running_mean.assign(keep * mean + (1 - keep) * batch_mean)
         self.running_variance.assign(keep * variance + (1 - keep) * unbiased)
         return normal
@@ -251,12 +257,15 @@ class Activation(tf.keras.layers.Layer):
 
     def __init__(self, style: Style) -> None:
         super().__init__()
-        self.kind, self.alpha = style.activation, style.celu_alpha
+        functions = {"relu": tf.nn.relu, "celu": partial(celu, alpha=style.celu_alpha), "gelu": tf.nn.gelu}
+        self.function = functions[style.activation]
+        # Of many operations, each of which would read and write memory; under XLA they are one loop in any case.
+        if style.fast and style.activation != "relu" and self.compute_dtype != "float32":
+            self.function = kernels.compiled_elementwise(self.function)
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
-        if self.kind == "celu":
-            return celu(values, self.alpha)
-        return tf.nn.gelu(values, approximate=False) if self.kind == "gelu" else tf.nn.relu(values)
+        result: tf.Tensor = self.function(values)
+        return result
 
 
 class MaxPool(tf.keras.layers.Layer):

@@ -1,8 +1,9 @@
-"""The three operations that make the step fast on a CPU: max-pooling, batch norm, 3x3 convolution.
+"""The operations that make the step fast on a CPU: max-pooling, batch norm, 3x3 convolution.
 
 Each computes what TensorFlow's own operation computes, gradient included (tests/lab/machine/test_kernels.py holds them
-against it), in a form that XLA turns into faster code on a CPU. GPUs and TPUs are better served by the plain
-form, which `fast=False` takes: the fast one moves four times the bytes on a TPU v5e, by its compiler's count.
+against it), in a form that is faster on a CPU: in float32 for XLA, in bfloat16 for oneDNN, whose kernels TensorFlow
+runs where XLA does not compile (lab/machine/fastest.py chooses). GPUs and TPUs are better served by the plain form,
+which `fast=False` takes: the fast one moves four times the bytes on a TPU v5e, by its compiler's count.
 """
 
 from collections.abc import Callable
@@ -24,12 +25,12 @@ def max_pool(images: tf.Tensor, size: int, *, fast: bool) -> tf.Tensor:
     Args:
         images: (N, H, W, C), floating point; H, W and C known when traced.
         size: the window's side, from 1.
-        fast: take the form for a CPU under XLA.
+        fast: in float32 take the form for a CPU under XLA.
 
     Returns:
         (N, H // size, W // size, C), the same dtype.
     """
-    if not fast:
+    if not fast or images.dtype != tf.float32:
         return tf.nn.max_pool2d(images, size, size, "VALID")
     height, width, channels = images.shape[1:]
     rows, columns = height // size, width // size
@@ -143,6 +144,49 @@ def batch_norm(
     return normal, tf.stop_gradient(mean), tf.stop_gradient(variance)
 
 
+def fused_batch_norms(
+    images: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor, epsilon: float, groups: int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """As batch_norm, by TensorFlow's fused kernel, one call for each group: a third of the time without XLA.
+
+    Its third value is the mean of the groups' unbiased variances.
+    """
+    none = tf.zeros([0])
+    given = {"scale": scale, "offset": shift, "mean": none, "variance": none, "epsilon": epsilon}
+    parts = [tf.raw_ops.FusedBatchNormV3(x=part, is_training=True, **given) for part in tf.split(images, groups)]
+    mean = tf.add_n([part.batch_mean for part in parts]) / groups
+    variance = tf.add_n([part.batch_variance for part in parts]) / groups
+    return tf.concat([part.y for part in parts], 0), tf.stop_gradient(mean), tf.stop_gradient(variance)
+
+
+# ---- activations -------------------------------------------------------------------------------------------
+
+
+def compiled_elementwise(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The same function of one tensor, computed in float32 by one loop that XLA compiles; its gradient by another.
+
+    For a step that XLA does not compile. The gradient keeps the argument alone, and computes the rest again.
+    """
+
+    @tf.function(jit_compile=True, autograph=False)
+    def forward(values: tf.Tensor) -> tf.Tensor:
+        return tf.cast(function(_single(values)), values.dtype)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def backward(values: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+        argument = _single(values)
+        with tf.GradientTape() as tape:
+            tape.watch(argument)
+            result = function(argument)
+        return tf.cast(tape.gradient(result, argument, _single(upstream)), upstream.dtype)
+
+    @tf.custom_gradient
+    def compiled(values: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        return forward(values), lambda upstream: backward(values, upstream)
+
+    return compiled
+
+
 # ---- 3x3 convolution ---------------------------------------------------------------------------------------
 #
 # Winograd's minimal filtering F(4x4, 3x3): a 4x4 tile of outputs needs 36 multiplications for a pair of
@@ -156,6 +200,7 @@ TILE = 4  # outputs on a side
 POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 # The largest side at which the transforms cost less than they save on a CPU; timed by hand, on two cores.
 LARGEST_SIDE = 16
+LARGEST_PRODUCT_SIDE = 8  # of images whose filter gradients are products
 
 
 def winograd_matrices(
@@ -276,20 +321,53 @@ def conv3x3_winograd(images: tf.Tensor, filters: tf.Tensor) -> tuple[tf.Tensor, 
     return _winograd_forward(images, filters), gradient
 
 
+@tf.custom_gradient
+def conv3x3_products(images: tf.Tensor, filters: tf.Tensor) -> tuple[tf.Tensor, Any]:
+    """`tf.nn.conv2d(images, filters, 1, "SAME")` for 3x3 filters, whose gradient is nine matrix products.
+
+    oneDNN's bfloat16 kernel of the filters' gradient is an older one than its matrix product, and slow for small
+    images: 1.7 times as slow at 4 x 4 with 512 channels, a little at 8 x 8, no slower at 16 x 16.
+
+    Args:
+        images: (N, H, W, C), floating point; H, W and C known when traced.
+        filters: (3, 3, C, K), of the same dtype.
+
+    Returns:
+        (N, H, W, K), the same dtype.
+    """
+    height, width, channels = images.shape[1:]
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        same = {"strides": [1, 1, 1, 1], "padding": "SAME"}
+        images_gradient = tf.raw_ops.Conv2DBackpropInput(
+            input_sizes=tf.shape(images), filter=filters, out_backprop=upstream, **same
+        )
+        padded = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]])
+        flat = tf.reshape(upstream, [-1, filters.shape[-1]])
+        shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        products = [tf.matmul(tf.reshape(part, [-1, channels]), flat, transpose_a=True) for part in shifted]
+        return images_gradient, tf.reshape(tf.stack(products), filters.shape)
+
+    return tf.nn.conv2d(images, filters, 1, "SAME"), gradient
+
+
 def conv3x3(images: tf.Tensor, filters: tf.Tensor, *, fast: bool) -> tf.Tensor:
     """3x3 convolution, stride 1, 'same' zero padding.
 
     Args:
         images: (N, H, W, C), floating point.
         filters: (3, 3, C, K), of the same dtype.
-        fast: use Winograd's minimal filtering where it pays, in float32 on a CPU under XLA.
+        fast: take the forms for a CPU: in float32 Winograd's minimal filtering, for XLA; in bfloat16 that of
+            conv3x3_products, for oneDNN. Each where it pays.
 
     Returns:
         (N, H, W, K), the same dtype.
     """
-    small = max(images.shape[1:3]) <= LARGEST_SIDE
-    if fast and small and images.dtype == tf.float32 and min(filters.shape[2:]) >= 32:
+    side = max(images.shape[1:3])
+    if fast and side <= LARGEST_SIDE and images.dtype == tf.float32 and min(filters.shape[2:]) >= 32:
         return conv3x3_winograd(images, filters)
+    if fast and side <= LARGEST_PRODUCT_SIDE and images.dtype == tf.bfloat16:
+        return conv3x3_products(images, filters)
     return tf.nn.conv2d(images, filters, 1, "SAME")
 
 

@@ -1,5 +1,7 @@
 """The fast operations against TensorFlow's own and against NumPy in float64."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -144,3 +146,85 @@ def test_convolutions_as_matrix_products_and_their_gradients(function, size, sha
     assert relative(output, reference) < 1e-5
     for value, known in zip(found, expected, strict=True):
         assert relative(value, known) < 1e-5
+
+
+# ---- in bfloat16, for oneDNN's kernels ---------------------------------------------------------------------
+
+ULP = 2.0**-8  # bfloat16's largest relative error of rounding to nearest, half a unit in the last place
+
+
+def in_bfloat16(*arrays):
+    """The tensors, and the same numbers in float64 to compute a reference with."""
+    tensors = [tf.cast(array, tf.bfloat16) for array in arrays]
+    return tensors, [np.asarray(tf.cast(tensor, tf.float64)) for tensor in tensors]
+
+
+@pytest.mark.parametrize(("side", "inputs", "outputs"), [(8, 16, 32), (4, 32, 32), (7, 8, 24), (3, 5, 3)])
+def test_gradients_by_products_agree_with_a_convolution_in_float64(side, inputs, outputs):
+    generator = np.random.default_rng(side)
+    images = np.maximum(generator.standard_normal((6, side, side, inputs)), 0)
+    filters = generator.uniform(-0.05, 0.05, (3, 3, inputs, outputs))
+    upstream = generator.standard_normal((6, side, side, outputs))
+    tensors, (x, w, up) = in_bfloat16(images, filters, upstream)
+
+    @tf.function
+    def ours(x, w, up):
+        return gradients(lambda x, w: ops.conv3x3(x, w, fast=True), up, x, w)
+
+    output, our_gradients = ours(*tensors)
+    reference, references = gradients(lambda x, w: tf.nn.conv2d(x, w, 1, "SAME"), up, x, w)
+    for value, expected in zip((output, *our_gradients), (reference, *references), strict=True):
+        assert value.dtype == tf.bfloat16
+        assert relative(tf.cast(value, tf.float64), expected) < ULP  # the sums are in float32, so only the last rounds
+
+
+def test_the_products_serve_small_bfloat16_images_alone(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ops, "conv3x3_products", lambda x, w: seen.append(x.shape[1]) or tf.nn.conv2d(x, w, 1, "SAME"))
+    half = "bfloat16"
+    for side, dtype, fast in ((8, half, True), (16, half, True), (8, "float32", True), (4, half, False)):
+        ops.conv3x3(tf.ones((1, side, side, 8), dtype), tf.ones((3, 3, 8, 8), dtype), fast=fast)
+    assert seen == [8]
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_fused_norms_of_groups_have_their_own_statistics(groups):
+    generator = np.random.default_rng(5)
+    images = generator.standard_normal((8, 4, 4, 6)) * 2 + 3
+    scale, shift = generator.uniform(0.5, 1.5, 6).astype(np.float32), generator.standard_normal(6).astype(np.float32)
+    (tensor,), (values,) = in_bfloat16(images)
+    normal, mean, variance = ops.fused_batch_norms(tensor, scale, shift, 1e-5, groups)
+    parts = values.reshape(groups, -1, 6)
+    means, deviations = parts.mean(1, keepdims=True), np.sqrt(parts.var(1, keepdims=True) + 1e-5)
+    expected = ((parts - means) / deviations * scale + shift).reshape(images.shape)
+    assert relative(tf.cast(normal, tf.float64), expected) < ULP
+    np.testing.assert_allclose(mean, parts.mean(1).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(variance, parts.var(1, ddof=1).mean(0), rtol=1e-4)
+
+
+def test_the_gradient_of_fused_norms_is_batch_norms_own():
+    generator = np.random.default_rng(6)
+    images, upstream = generator.standard_normal((2, 8, 4, 4, 6))
+    scale, shift = np.full(6, 1.5, np.float32), np.ones(6, np.float32)
+    (x, up), (values, above) = in_bfloat16(images, upstream)
+    _, ours = gradients(lambda *args: ops.fused_batch_norms(*args, 1e-5, 4)[0], up, x, scale, shift)
+
+    def plain(x, scale, shift):
+        parts = tf.reshape(x, [4, -1, 6])
+        mean, variance = tf.nn.moments(parts, [1], keepdims=True)
+        return tf.reshape(tf.nn.batch_normalization(parts, mean, variance, shift, scale, 1e-5), x.shape)
+
+    _, references = gradients(plain, above, values, scale.astype(np.float64), shift.astype(np.float64))
+    for value, expected in zip(ours, references, strict=True):
+        assert relative(tf.cast(value, tf.float64), expected) < 2 * ULP  # normal values are rounded on the way
+
+
+def test_a_compiled_activation_is_the_function_and_its_derivative():
+    values = np.linspace(-6, 6, 97).astype(np.float32)
+    (x, up), (exact, _) = in_bfloat16(values, np.ones_like(values))
+    share = np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in exact])  # of the normal distribution below
+    density = np.exp(-(exact**2) / 2) / math.sqrt(2 * math.pi)
+    output, (gradient,) = gradients(ops.compiled_elementwise(tf.nn.gelu), up, x)
+    assert output.dtype == gradient.dtype == tf.bfloat16
+    np.testing.assert_allclose(np.float64(tf.cast(output, tf.float32)), exact * share, rtol=ULP, atol=1e-6)
+    np.testing.assert_allclose(np.float64(tf.cast(gradient, tf.float32)), share + exact * density, rtol=ULP, atol=1e-6)
