@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from lab.images import load
 from lab.images.load import ImageSet
 from lab.ladder import describe, networks, optimizers, recipes, schedules
 from lab.ladder.averaging import WeightAverage
-from lab.machine import devices, memory
+from lab.machine import devices, fastest, memory
 from lab.machine.devices import Placement
 from lab.machine.resident import HostBatches, ResidentBatches
 from lab.options import OF_A_RECIPE, OF_DAVIDNET, Ladder, Machine, Runs, Selection, flag
@@ -109,6 +109,7 @@ class LabTraining(Training):
     layers: list[describe.Row]
     average: WeightAverage | None = None
     evaluation_seconds = 0.0
+    why = ""  # it computes in this precision
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it, the network has its averaged weights, if the recipe has them."""
@@ -144,10 +145,12 @@ def make(options: Options, placement: Placement | None = None, images: ImageSet 
     images = images or load.of(options)
     devices.check_batch(options.batch_size, placement.replicas)
     devices.check_groups(options.ghost_groups, placement.replicas)
+    options, why = resolved(options, placement)
     memory.check_updates(options.epochs * (len(images.train_labels) // options.batch_size))
     if placement.kind == "cpu" and options.width > SMALL:
         by_width = networks.parameters_by_width(options, len(images.classes))
-        memory.check_weights(options.width, by_width, "fast" if is_fast(options, placement) else "plain")
+        winograd = options.precision == "float32" and is_fast(options, placement)
+        memory.check_weights(options.width, by_width, "fast" if winograd else "plain")
     try:
         training = LabTraining(
             options,
@@ -163,7 +166,25 @@ def make(options: Options, placement: Placement | None = None, images: ImageSet 
     training.placement, training.average = placement, optimizers.average_of(training.optimizer)
     with tf.device("CPU:0"):
         training.layers = describe.trace(training.network)
+    training.why = why
     return training
+
+
+def resolved(options: Options, placement: Placement) -> tuple[Options, str]:
+    """The hyperparameters with the precision that a CPU is to compute in, and whether by XLA; and why.
+
+    With --precision auto that is the fastest way here. A run that goes on keeps its own, which its checkpoint holds.
+    Several workers, whose processors may differ, and --eager stay in float32. Of accelerators the core decides.
+    """
+    if placement.kind != "cpu":
+        return options, ""
+    if options.precision == "auto":
+        if placement.workers > 1 or options.eager:
+            return replace(options, precision="float32"), ""
+        way = fastest.choose(jit=options.jit and placement.replicas == 1)
+        return replace(options, precision=way.precision, jit=options.jit and way.precision == "float32"), way.why
+    # XLA's CPU compiler emulates bfloat16: asked for, it is computed by TensorFlow's own kernels.
+    return replace(options, jit=options.jit and options.precision != "bfloat16"), ""
 
 
 def check_profile(folder: str) -> None:
@@ -175,10 +196,10 @@ def check_profile(folder: str) -> None:
 
 
 def is_fast(options: Options, placement: Placement) -> bool:
-    """Whether the layers take the forms of lab/machine/kernels.py, made for XLA on a CPU."""
+    """Whether the layers take the forms of lab/machine/kernels.py, made for a CPU; `options` are resolved."""
     alone = placement.kind == "cpu" and placement.replicas == 1
     if options.operations == "auto":
-        return alone and options.jit and not options.eager
+        return alone and (options.jit or options.precision == "bfloat16") and not options.eager
     return options.operations == "fast"
 
 
@@ -204,6 +225,7 @@ def make_batches(options: Options, placement: Placement) -> Any:
 def restart(training: LabTraining, options: Options) -> None:
     """Makes it the training of another seed; what is compiled stays."""
     with training.strategy.scope():
+        options, _ = resolved(options, training.placement)
         fresh = make_network(options, training.images, fast=is_fast(options, training.placement))
         update, _ = optimizers.make(options, fresh, training.steps_per_epoch)
         if training.precision == "float16":

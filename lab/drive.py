@@ -358,7 +358,7 @@ def say_header(drive: Drive) -> None:
             f"{networks.parameters(training.network):,} parameters",
             "changes to davidnet": differences(options) or "none",
             "device": f"{placement.kind} ({placement.reason}), {count} replica{'s' * (count > 1)}, "
-            f"{training.precision}, {'XLA' if compiles else 'no XLA'}",
+            f"{training.precision}, {'XLA' if compiles else 'no XLA'}{training.why and f' ({training.why})'}",
             "versions": ", ".join(f"{name} {version}" for name, version in record.versions().items()),
             "timed": "train s: training alone; total s: evaluation too; neither loading nor compiling",
             "results": str(drive.folder or "worker 0 writes them"),

@@ -78,7 +78,7 @@ class Machine:
 
     tpu: str = option("", "name or address of a TPU; empty: this machine's own")
     pipeline: str = option("auto", "who makes the batches; auto: the device", choices=("auto", "host", "device"))
-    operations: str = option("auto", "forms of the layers; auto: fast with XLA on a CPU, else plain",
+    operations: str = option("auto", "forms of the layers; auto: fast on a CPU, else plain",
                              choices=("auto", "plain", "fast"))
     logical_devices: int = option(0, "split the CPU into so many, to try replicas; 0: do not", 0, LOGICAL_DEVICES)
     deterministic: bool = option(False, "the same numbers in every run on a GPU, at some cost; a CPU's are anyway")

@@ -14,7 +14,15 @@ import pytest
 import train_eager
 from lab import command, start
 from lab.base import files
-from lab.machine import memory
+from lab.machine import fastest, memory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def in_float32():
+    """No test depends on what this machine's processor is good at: the choice for a CPU is float32, as flags say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fastest, "choose", lambda *, jit: fastest.Way("float32", jit, ""))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ import tensorflow as tf
 import data
 from lab.base import console, storage
 from lab.base.errors import Exit, Parser, UserError, exits_with_one_line
-from lab.machine import preflight
+from lab.machine import fastest, preflight
 from lab.options import LOGICAL_DEVICES
 from train_eager import Config, choose_precision, choose_strategy
 
@@ -308,10 +308,13 @@ def main(arguments: list[str] | None = None) -> int:
     replicas, kind = placement.replicas, placement.kind
     # As in train_eager.py: the sum over replicas does not compile, except with a TPU's strategy.
     jit = tf.test.is_built_with_xla() and (kind == "tpu" or replicas == 1)
+    precision, why = choose_precision(options.precision, kind.upper()), ""
+    if kind == "cpu" and options.precision == "auto" and placement.workers == 1:
+        precision, jit, why = fastest.choose(jit=jit)
     chosen = {
         "a run takes": f"{kind} ({placement.reason})",
         "replicas": f"{replicas}",
-        "precision": choose_precision(options.precision, kind.upper()),
+        "precision": precision + (why and f" ({why})"),
         "XLA": "yes" if jit else "no",
     }
     console.header(chosen)

@@ -1,0 +1,76 @@
+"""The ways in which a CPU can compute the step, and which one is the fastest here.
+
+    XLA, float32         with the forms of lab/machine/kernels.py, Winograd's convolutions among them
+    no XLA, bfloat16     TensorFlow's own kernels, oneDNN's, on a processor that multiplies in bfloat16
+    no XLA, float32      the same kernels, where there is no XLA
+
+XLA's CPU compiler emulates bfloat16, so that a fourth way would be the slowest.
+"""
+
+import functools
+import math
+import time
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from lab.machine import kernels, processor
+
+# What the step by XLA takes of its time by oneDNN in float32: DavidNet's of 512 images took 4.15 s of 5.15 on two cores
+# of an AMD EPYC with AVX-512. Not timed when a run starts: compiling one convolution takes longer than all of `timed`.
+XLA_SHARE = 0.8
+SHAPES = ((16, 128), (4, 512))  # side and channels of DavidNet's two residual branches
+BATCH, ROUNDS = 8, 10
+
+
+class Way(NamedTuple):
+    """A way to compute the step: its precision, whether XLA compiles it, and why it was chosen."""
+
+    precision: str
+    jit: bool
+    why: str
+
+
+def choose(*, jit: bool) -> Way:
+    """The fastest way on this CPU. `jit`: whether XLA may be used."""
+    if not processor.multiplies_bfloat16():
+        return Way("float32", jit, "no bfloat16 instructions")
+    seconds = timed()
+    single = seconds["float32"] * (XLA_SHARE if jit else 1.0)
+    timings = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in seconds.items())
+    faster = seconds["bfloat16"] < single
+    return Way("bfloat16" if faster else "float32", jit and not faster, f"timed convolutions: {timings}")
+
+
+@functools.cache
+def timed() -> dict[str, float]:
+    """Seconds for convolutions of SHAPES without XLA, forward and backward, by precision: each the best of ROUNDS."""
+    steps = {name: [_convolution(*shape, name) for shape in SHAPES] for name in ("bfloat16", "float32")}
+    best = {name: [math.inf] * len(SHAPES) for name in steps}
+    for _ in range(1 + ROUNDS):  # by turns, since other work may come and go; the first one traces, and is slow
+        for name, own in steps.items():
+            best[name] = [min(seconds, _seconds(step)) for seconds, step in zip(best[name], own, strict=True)]
+    return {name: sum(seconds) for name, seconds in best.items()}
+
+
+def _convolution(side: int, channels: int, precision: str) -> tf.types.experimental.PolymorphicFunction:
+    dtype = tf.as_dtype(precision)
+    images, filters = tf.ones([BATCH, side, side, channels], dtype), tf.ones([3, 3, channels, channels], dtype)
+
+    @tf.function(autograph=False)
+    def step() -> list[tf.Tensor]:
+        # fast: the form for oneDNN; in float32 it is Winograd's, for XLA alone.
+        with tf.GradientTape() as tape:
+            tape.watch([images, filters])
+            outputs = kernels.conv3x3(images, filters, fast=dtype == tf.bfloat16)
+        gradients: list[tf.Tensor] = tape.gradient(outputs, [images, filters], output_gradients=outputs)
+        return gradients
+
+    return step
+
+
+def _seconds(step: tf.types.experimental.PolymorphicFunction) -> float:
+    start = time.perf_counter()
+    for gradient in step():
+        gradient[0, 0, 0, 0].numpy()  # waits
+    return time.perf_counter() - start
