@@ -12,8 +12,8 @@ not count: compiling and warming up. Then come the rounds, in each of which ever
 turn begins with a step that does not count either: the others have had its memory and caches. Short steps are
 repeated until a turn takes three seconds.
 Rates are medians over the rounds, with the lowest and highest. A ratio is taken within each round, and so is
-the share of the limit: the best sgemm of the same run over the step's GFLOP an image (of direct convolutions;
-Winograd's need fewer, so the share may pass 100 %).
+the share of the limit: the best product of matrices of the same run and precision over the step's GFLOP an image (of
+direct convolutions; Winograd's need fewer, so the share may pass 100 %).
 """
 
 import argparse
@@ -36,6 +36,7 @@ from lab.bench.worker import Worker, WorkerFailedError, highest, prepare, turn
 from lab.machine import memory
 from lab.runs import record
 
+GEMMS = {"float32": "sgemm", "bfloat16": "bgemm"}  # how the ceilings' names begin, by precision
 NOISY_SPREAD = 0.25  # (highest - lowest) / median
 NOISY_LOAD = 0.5  # processes running before the start
 IMAGES, TEST_IMAGES = 50_000, 1_000
@@ -155,21 +156,23 @@ def rows(measured: dict[str, dict[str, Any]], task: rivals.Task, steps: int, loa
         name: [steps * values["units"] / sample["seconds"] for sample in values["samples"]]
         for name, values in measured.items()
     }
-    limit = limit_rates(rates, rivals.NETWORKS[task.network].gflop(task.width))
+    gflop = rivals.NETWORKS[task.network].gflop(task.width)
+    limits = {name: limit_rates(rates, product, gflop) for name, product in GEMMS.items()}
     result = []
     for name, values in measured.items():
         candidate, samples = table[name], values["samples"]
         seconds, beside = [sample["seconds"] for sample in samples], rates.get(candidate.beside)
-        of_limit = limit and candidate.section == "steps"
+        limit = limits[candidate.precision] if candidate.section == "steps" else []
         row = {
             "name": name,
             "section": candidate.section,
             "about": candidate.about,
             "unit": candidate.unit,
+            "precision": candidate.precision,
             "units_per_step": values["units"],
             "rate": summary(rates[name]),
             "times_as_fast": {candidate.beside: summary(ratios(beside, rates[name]))} if beside else {},
-            "share_of_limit": summary(ratios(rates[name], limit)) if of_limit else None,
+            "share_of_limit": summary(ratios(rates[name], limit)) if limit else None,
             "noisy": noise(seconds, load),
             "build_seconds": values["build_seconds"],
             "compile_seconds": max(0.0, values["first_step_seconds"] - statistics.median(seconds) / steps),
@@ -184,14 +187,15 @@ def rows(measured: dict[str, dict[str, Any]], task: rivals.Task, steps: int, loa
     return result
 
 
-def limit_rates(rates: dict[str, list[float]], gflop: float) -> list[float]:
-    """Images/s in each round at the speed of the best sgemm (by median); [] if none was measured.
+def limit_rates(rates: dict[str, list[float]], product: str, gflop: float) -> list[float]:
+    """Images/s in each round at the speed of the best product of matrices (by median); [] if none was measured.
 
     Args:
-        rates: of every candidate and round; GFLOP/s for the sgemms.
+        rates: of every candidate and round; GFLOP/s for the products.
+        product: how their names begin: one of GEMMS' values.
         gflop: of a training step, an image.
     """
-    products = [values for name, values in rates.items() if name.startswith("sgemm")]
+    products = [values for name, values in rates.items() if name.startswith(product)]
     best = max(products, key=statistics.median, default=[])
     return [value / gflop for value in best]
 
@@ -378,6 +382,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
         "steps_per_turn": options.steps,
         **sizes,
         "gflop_per_image": network.gflop(sizes["width"]),
+        "precision": rivals.PRECISION,  # of our default
         "hardware": hardware,
         "versions": versions,
     }

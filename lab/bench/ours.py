@@ -7,12 +7,14 @@ import tensorflow as tf
 
 from data import plan
 from lab import assemble
-from lab.bench.rivals import Built, Task
+from lab.bench.rivals import PRECISION, Built, Task
 from lab.ladder.optimizers import orthogonalise
 
 
 @functools.cache
-def training(task: Task, pipeline: str) -> assemble.LabTraining:
+def training(
+    task: Task, pipeline: str = "device", precision: str = PRECISION, *, jit: bool = True
+) -> assemble.LabTraining:
     """A training that is ready to go, with the batches by `pipeline`: host or device."""
     changes = {
         "recipe": task.network,
@@ -21,22 +23,30 @@ def training(task: Task, pipeline: str) -> assemble.LabTraining:
         "width": task.width,
         "pipeline": pipeline,
         "device": "cpu",
-        "precision": "float32",
+        "precision": precision,
+        "jit": jit,
     }
     return assemble.make(assemble.configure(changes))
 
 
 def device_steps(task: Task) -> Built:
-    return _steps(task, "device")
+    return _steps(training(task))
 
 
 def host_steps(task: Task) -> Built:
-    return _steps(task, "host")
+    return _steps(training(task, "host"))
 
 
-def _steps(task: Task, pipeline: str) -> Built:
+def xla_steps(task: Task) -> Built:
+    return _steps(training(task, precision="float32"))
+
+
+def graph_steps(task: Task) -> Built:
+    return _steps(training(task, precision="float32", jit=False))
+
+
+def _steps(ours: assemble.LabTraining) -> Built:
     """The step as a training runs it, a call each; nothing is fetched before the last."""
-    ours = training(task, pipeline)
     done, source = 0, None
 
     def steps(count: int) -> None:
@@ -49,11 +59,11 @@ def _steps(task: Task, pipeline: str) -> Built:
             done += 1
         ours.fetch()  # waits
 
-    return steps, task.batch_size
+    return steps, ours.config.batch_size
 
 
 def evaluation(task: Task) -> Built:
-    ours = training(task, "device")
+    ours = training(task)
 
     def evaluate(count: int) -> None:
         for _ in range(count):
@@ -79,7 +89,7 @@ def host_batches(task: Task) -> Built:
 
 def device_batches(task: Task) -> Built:
     """The device path's gather, crop, flip and cutout, compiled by themselves."""
-    ours = training(task, "device")
+    ours = training(task)
     rows = tf.constant(plan(ours.config, 1, len(ours.images.train_labels)))  # an epoch: one batch alone is too short
     make = tf.function(ours.batches.make, jit_compile=True)
 

@@ -6,7 +6,8 @@ one module for each framework, imported in the candidate's own process only (see
 thread pools, nor the allocator's setting of lab/machine/memory.py unless its name says so.
 
 The training rivals get one ready float32 batch, so their input costs nothing; ours make each batch. They have
-neither dropout nor other extras that DavidNet has not.
+neither dropout nor other extras that DavidNet has not. In bfloat16 they compute as their users would: TensorFlow's
+under Keras' policy mixed_bfloat16, PyTorch's under autocast.
 """
 
 import importlib
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from lab.base.errors import UserError
-from lab.machine import memory
+from lab.machine import memory, processor
 
 Run = Callable[[int], None]
 Built = tuple[Run, float]
@@ -33,6 +34,7 @@ _HUGE_PAGES = {"GLIBC_TUNABLES": f"{memory.TUNABLE}=1"}  # as train_eager.py res
 PROCESSES: dict[str, dict[str, str]] = {  # the environment of each
     "numpy": {},
     "ours": _TENSORFLOW | _HUGE_PAGES,
+    "ours-float32": _TENSORFLOW | _HUGE_PAGES,
     "tensorflow": _TENSORFLOW,
     "pytorch": _PYTORCH,
     "pytorch-hugepages": _PYTORCH | _HUGE_PAGES,  # so that the allocator's setting is told from the framework
@@ -60,6 +62,7 @@ class Candidate:
         about: one line for the table's reader.
         unit: of what `build` counts.
         beside: the candidate whose rate is divided by this one's, '' for none.
+        precision: that its products are computed in.
         usual: measured unless --only says otherwise.
     """
 
@@ -69,6 +72,7 @@ class Candidate:
     about: str
     unit: str = "images"
     beside: str = ""
+    precision: str = "float32"
     usual: bool = True
 
 
@@ -93,6 +97,8 @@ def missing(candidate: Candidate) -> str:
     """Why the candidate cannot be measured here, '' if it can."""
     if candidate.process.startswith("pytorch") and importlib.util.find_spec("torch") is None:
         return "torch is not installed (pip install torch)"
+    if candidate.precision == "bfloat16" and not processor.multiplies_bfloat16():
+        return "this processor has no bfloat16 instructions"
     return ""
 
 
@@ -154,6 +160,17 @@ COMMON = {
         "ceilings", "tensorflow", "with_tensorflow.sgemm", "the same, tf.matmul", unit="GFLOP"
     ),
     "sgemm-xla": Candidate("ceilings", "tensorflow", "with_tensorflow.sgemm_xla", "the same, XLA", unit="GFLOP"),
+    "sgemm-pytorch": Candidate("ceilings", "pytorch", "with_pytorch.sgemm", "the same, PyTorch", unit="GFLOP"),
+    "bgemm-tensorflow": Candidate(
+        *("ceilings", "tensorflow", "with_tensorflow.bgemm", "the same in bfloat16, tf.matmul"),
+        unit="GFLOP",
+        precision="bfloat16",
+    ),
+    "bgemm-pytorch": Candidate(
+        *("ceilings", "pytorch", "with_pytorch.bgemm", "the same in bfloat16, PyTorch"),
+        unit="GFLOP",
+        precision="bfloat16",
+    ),
     "copy": Candidate("ceilings", "numpy", "with_numpy.copy", "256 MiB, all threads", unit="GB"),
     "pipeline": Candidate("input", "ours", "ours.host_batches", "ours on the host, whole batches"),
     "augmentation": Candidate("input", "ours", "ours.device_batches", "ours in the step, compiled alone"),
@@ -164,25 +181,46 @@ COMMON = {
     ),
 }
 OURS = "ours-device"  # beside which the others stand, and which is measured in the scaling table
-_OUR_STEP = {OURS: Candidate("steps", "ours", "ours.device_steps", "batches in the step")}
+# What lab/machine/fastest.py takes on every processor that was seen: bfloat16 where it has the instructions.
+PRECISION = "bfloat16" if processor.multiplies_bfloat16() else "float32"
 
 
-def _rival(process: str, build: str, about: str, *, usual: bool = True) -> Candidate:
-    return Candidate("steps", process, build, about, beside=OURS, usual=usual)
+def _rival(process: str, build: str, about: str, precision: str = "float32", *, usual: bool = True) -> Candidate:
+    return Candidate("steps", process, build, f"{about}, {precision}", "images", OURS, precision, usual)
 
 
-DAVIDNET = _OUR_STEP | {
-    "ours-host": _rival("ours", "ours.host_steps", "batches by tf.data"),
+_OUR_STEPS = {
+    OURS: Candidate("steps", "ours", "ours.device_steps", f"a run's default, {PRECISION}", precision=PRECISION),
+    "ours-xla": _rival("ours-float32", "ours.xla_steps", "XLA and Winograd"),
+    "ours-graph": _rival("ours-float32", "ours.graph_steps", "no XLA, oneDNN's kernels"),
+}
+DAVIDNET = _OUR_STEPS | {
+    "ours-host": _rival("ours", "ours.host_steps", "the default, batches by tf.data", PRECISION),
     "tutorial": _rival("tensorflow", "with_tensorflow.tutorial", "the eager tutorial's loop"),
-    "tutorial-function": _rival("tensorflow", "with_tensorflow.tutorial_function", "that, under tf.function"),
-    "keras-fit": _rival("tensorflow", "with_tensorflow.fit", "fit, jit_compile='auto': no XLA on a CPU"),
+    "tutorial-bf16": _rival("tensorflow", "with_tensorflow.tutorial_bf16", "that", "bfloat16"),
+    "tutorial-function": _rival("tensorflow", "with_tensorflow.tutorial_function", "the tutorial under tf.function"),
+    "tutorial-function-bf16": _rival("tensorflow", "with_tensorflow.tutorial_function_bf16", "that", "bfloat16"),
+    "keras-fit": _rival("tensorflow", "with_tensorflow.fit", "Keras' fit, no XLA (its default on a CPU)"),
+    "keras-fit-bf16": _rival("tensorflow", "with_tensorflow.fit_bf16", "that", "bfloat16"),
     "keras-fit-xla": _rival("tensorflow", "with_tensorflow.fit_xla", "fit, jit_compile=True", usual=False),
     "pytorch": _rival("pytorch", "with_pytorch.steps", "PyTorch eager, channels_last"),
     "pytorch-hugepages": _rival("pytorch-hugepages", "with_pytorch.steps", "that, with our allocator's setting"),
-    "pytorch-compile": _rival("pytorch", "with_pytorch.compiled_steps", "torch.compile, channels_last"),
+    "pytorch-compile": _rival("pytorch-hugepages", "with_pytorch.compiled_steps", "that, torch.compile"),
+    "pytorch-bf16": _rival("pytorch", "with_pytorch.steps_bf16", "PyTorch eager, autocast", "bfloat16"),
+    "pytorch-hugepages-bf16": _rival(
+        "pytorch-hugepages", "with_pytorch.steps_bf16", "that, with our allocator's setting", "bfloat16"
+    ),
+    "pytorch-compile-bf16": _rival(
+        "pytorch-hugepages", "with_pytorch.compiled_steps_bf16", "that, torch.compile", "bfloat16"
+    ),
     "evaluation": Candidate("evaluation", "ours", "ours.evaluation", "loss and accuracy of a set"),
 }
-SPEEDRUN = _OUR_STEP | {
+SPEEDRUN = _OUR_STEPS | {
+    "pytorch-hugepages": _rival("pytorch-hugepages", "with_pytorch.speedrun", "PyTorch eager, our allocator's setting"),
+    "pytorch-hugepages-bf16": _rival("pytorch-hugepages", "with_pytorch.speedrun_bf16", "that, autocast", "bfloat16"),
+    "pytorch-compile-bf16": _rival(
+        "pytorch-hugepages", "with_pytorch.compiled_speedrun_bf16", "that, torch.compile", "bfloat16"
+    ),
     "newton-schulz": Candidate("update", "ours", "ours.newton_schulz", "filter by filter", unit="update"),
 }
 NETWORKS = {

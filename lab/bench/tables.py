@@ -132,7 +132,10 @@ def _conditions(record: dict[str, Any]) -> str:
     made = [f"TensorFlow {versions['tensorflow']}"]
     if "torch" in versions and "rows" in record:
         made.append(f"PyTorch {versions['torch']}")
-    return f"{hardware['processor']}, {hardware['cores']} cores, float32, {', '.join(made)}"
+    if "scaling" in record:
+        made.insert(0, record.get("precision", "float32"))  # older records do not say it
+    flags = f" ({', '.join(hardware['processor_flags'])})" if hardware.get("processor_flags") else ""
+    return f"{hardware['processor']}{flags}, {hardware['cores']} cores, {', '.join(made)}"
 
 
 def _doubts(record: dict[str, Any], measured: Sequence[dict[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 """Rivals written with TensorFlow: the eager tutorial's loop, Keras' `fit`, the tutorials' input; and its products."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,16 @@ class TutorialNet(tf.keras.Model):
         return self.linear(self.pool(h)) * 0.125
 
 
+@contextlib.contextmanager
+def bfloat16() -> Iterator[None]:
+    """Within it, Keras makes layers that compute in bfloat16 and keep their weights in float32."""
+    tf.keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        yield
+    finally:
+        tf.keras.config.set_dtype_policy("float32")
+
+
 def tutorial(task: Task, wrap: Callable[[Any], Any] = lambda step: step) -> Built:
     """The loop of the DavidNet TF eager tutorial, ported to TensorFlow 2.
 
@@ -78,7 +89,7 @@ def tutorial(task: Task, wrap: Callable[[Any], Any] = lambda step: step) -> Buil
 
     def step(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            logits = model(x, training=True)
+            logits = tf.cast(model(x, training=True), tf.float32)
             loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits))
         correct = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y)
         var = model.trainable_variables
@@ -105,6 +116,16 @@ def tutorial_function(task: Task) -> Built:
     return tutorial(task, tf.function)
 
 
+def tutorial_bf16(task: Task) -> Built:
+    with bfloat16():
+        return tutorial(task)
+
+
+def tutorial_function_bf16(task: Task) -> Built:
+    with bfloat16():
+        return tutorial(task, tf.function)
+
+
 # ---- Keras -------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +146,7 @@ def keras_davidnet(width: int) -> tf.keras.Model:
     for factor, residual in ((2, True), (4, False), (8, True)):
         x = block(x, factor * width, residual)
     logits = layers.Dense(10, use_bias=False)(layers.GlobalMaxPooling2D()(x))
-    return tf.keras.Model(images, layers.Rescaling(0.125)(logits))
+    return tf.keras.Model(images, layers.Rescaling(0.125, dtype="float32")(logits))
 
 
 def fit(task: Task, jit_compile: bool | str = "auto") -> Built:
@@ -150,6 +171,11 @@ def fit(task: Task, jit_compile: bool | str = "auto") -> Built:
 
 def fit_xla(task: Task) -> Built:
     return fit(task, True)
+
+
+def fit_bf16(task: Task) -> Built:
+    with bfloat16():
+        return fit(task)
 
 
 # ---- the input ---------------------------------------------------------------------------------------------
@@ -182,8 +208,8 @@ def map_parallel(task: Task) -> Built:
 # ---- the ceiling -------------------------------------------------------------------------------------------
 
 
-def sgemm(task: Task, jit_compile: bool = False) -> Built:
-    left, right = map(tf.constant, matrices())
+def sgemm(task: Task, jit_compile: bool = False, dtype: tf.DType = tf.float32) -> Built:
+    left, right = (tf.constant(matrix, dtype) for matrix in matrices())
     product = tf.function(tf.matmul, jit_compile=jit_compile)
 
     def products(count: int) -> None:
@@ -195,3 +221,7 @@ def sgemm(task: Task, jit_compile: bool = False) -> Built:
 
 def sgemm_xla(task: Task) -> Built:
     return sgemm(task, True)
+
+
+def bgemm(task: Task) -> Built:
+    return sgemm(task, dtype=tf.bfloat16)

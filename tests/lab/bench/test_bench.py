@@ -73,15 +73,19 @@ def test_rows_by_hand():
     measured = {
         "sgemm-numpy": answered(100 * gflop, [2.0, 1.0, 1.0]),  # 50, 100, 100 images/s: the best one
         "sgemm-xla": answered(90 * gflop, [1.0, 2.0, 1.0]),  # 90, 45, 90
+        "bgemm-tensorflow": answered(200 * gflop, [1.0, 1.0, 1.0]),
         "ours-device": answered(512, [10.24, 5.12, 10.24], first=30.0),  # 50, 100, 50 images/s
+        "ours-xla": answered(512, [10.24, 5.12, 10.24]),
         "ours-host": answered(512, [10.24, 10.24, 10.24]),  # 50
         "pytorch": answered(512, [20.48, 20.48, 10.24]),  # 25, 25, 50
+        "pytorch-bf16": answered(512, [5.12, 5.12, 5.12]),  # 100
         "augmentation": answered(5120, [1.0, 2.0, 1.0]),  # median 5120 images/s
     }
     table = {row["name"]: row for row in bench.rows(measured, TASK, 1, 0.1)}
     ours, pytorch = table["ours-device"], table["pytorch"]
     assert ours["rate"] == pytest.approx({"median": 50, "min": 50, "max": 100})
-    assert ours["share_of_limit"] == pytest.approx({"median": 1.0, "min": 0.5, "max": 1.0})
+    assert table["ours-xla"]["share_of_limit"] == pytest.approx({"median": 1.0, "min": 0.5, "max": 1.0})
+    assert table["pytorch-bf16"]["share_of_limit"]["median"] == pytest.approx(0.5)  # of the products in its precision
     assert ours["compile_seconds"] == pytest.approx(30 - 10.24)
     assert ours["times_as_fast"] == {}
     assert pytorch["times_as_fast"]["ours-device"] == pytest.approx({"median": 2, "min": 1, "max": 4})
@@ -90,15 +94,15 @@ def test_rows_by_hand():
     assert table["sgemm-numpy"]["share_of_limit"] is None
     joined = bench.remarks(list(table.values()))
     assert joined["augmentation_share_of_step"] == pytest.approx(50 / 5120)
-    busy = 4 + 4 + 25.6 + 30.72 + 51.2 + 4
-    assert joined["idle_processor_seconds_per_second"] == pytest.approx(6 * 3 * 0.5 / busy)
+    busy = 4 + 4 + 3 + 25.6 + 25.6 + 30.72 + 51.2 + 15.36 + 4
+    assert joined["idle_processor_seconds_per_second"] == pytest.approx(9 * 3 * 0.5 / busy)
 
 
 def conditions(**values):
     """What a record of lab/bench/bench.py says beside its rows."""
     return {
         "network": "davidnet",
-        "hardware": {"processor": "Z80", "cores": 2},
+        "hardware": {"processor": "Z80", "cores": 2, "processor_flags": ["avx9"]},
         "versions": {"tensorflow": "2.21.0", "torch": "2.13.0"},
         "rounds": 3,
         "steps_per_turn": 2,
@@ -114,13 +118,16 @@ def test_the_document_s_table_by_hand():
     }
     record = conditions(rows=bench.rows(measured, TASK, 1, 0.25))
     assert tables.rows_in_markdown(record).splitlines()[2:] == [
-        "| steps: batches in the step (`ours-device`) | 50 (50–100) images/s † |  |  |",
-        "| steps: PyTorch eager, channels_last (`pytorch`) | 5.0 (5.0–5.0) images/s | 10.00 (10.00–20.00) |  |",
+        f"| steps: a run's default, {rivals.PRECISION} (`ours-device`) | 50 (50–100) images/s † |  |  |",
+        "| steps: PyTorch eager, channels_last, float32 (`pytorch`) | 5.0 (5.0–5.0) images/s "
+        "| 10.00 (10.00–20.00) |  |",
         "",
-        "Z80, 2 cores, float32, TensorFlow 2.21.0, PyTorch 2.13.0, 3 rounds of 2 steps. Load average before "
+        "Z80 (avx9), 2 cores, TensorFlow 2.21.0, PyTorch 2.13.0, 3 rounds of 2 steps. Load average before "
         "the start: 0.25. †: the rounds spread by more than a quarter, or the machine was not idle; not fit to be "
         "quoted. Augmentation is 0.12% of the default step. Not in this record, but measured by the command: "
-        "`ours-host`, `tutorial`, `tutorial-function`, `keras-fit`, `pytorch-hugepages`, `pytorch-compile`.",
+        "`ours-xla`, `ours-graph`, `ours-host`, `tutorial`, `tutorial-bf16`, `tutorial-function`, "
+        "`tutorial-function-bf16`, `keras-fit`, `keras-fit-bf16`, `pytorch-hugepages`, `pytorch-compile`, "
+        "`pytorch-bf16`, `pytorch-hugepages-bf16`, `pytorch-compile-bf16`.",
     ]
 
 
@@ -140,8 +147,8 @@ def test_the_document_s_scaling_table_by_hand():
     assert tables.scaling_in_markdown(conditions(scaling=[row])).splitlines()[2:] == [
         "| 2,000 | 1,024 | 1 | 10.00 (9.50–11.00) | 102 | ? | 46 | 5 | 33 |",
         "",
-        "Z80, 2 cores, float32, TensorFlow 2.21.0; median (lowest–highest) of 3 steps. Load average before the start: "
-        "0.25.",
+        "Z80 (avx9), 2 cores, float32, TensorFlow 2.21.0; median (lowest–highest) of 3 steps. Load average before "
+        "the start: 0.25.",
     ]
 
 

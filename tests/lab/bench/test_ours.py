@@ -18,6 +18,13 @@ def task(tmp_path):
     return rivals.Task("davidnet", 4, 2, path)
 
 
+@pytest.fixture(autouse=True)
+def float32_afterwards():
+    """A training sets Keras' policy for its process, and here the next test's."""
+    yield
+    tf.keras.config.set_dtype_policy("float32")
+
+
 def candidate(name, network="davidnet"):
     return rivals.load(rivals.candidates(network)[name])
 
@@ -31,13 +38,13 @@ def test_our_step_as_the_bench_drives_it(task):
         evaluate(1)
     finally:
         tf.config.run_functions_eagerly(False)
-    assert int(ours.training(task, "device").optimizer.iterations) == 3
+    assert int(ours.training(task).optimizer.iterations) == 3
     assert (images, tested) == (4, 10)
 
 
 def test_both_pipelines_make_an_epoch_of_the_same_batches(task):
-    host, device = (ours.training(task, pipeline).batches for pipeline in ("host", "device"))
-    rows = plan(ours.training(task, "device").config, 1, 10)
+    host, device = (made.batches for made in (ours.training(task, "host"), ours.training(task)))
+    rows = plan(ours.training(task).config, 1, 10)
     batches = list(host.open(1))
     assert len(batches) == len(rows) == 2
     for (images, labels), row in zip(batches, rows, strict=True):
