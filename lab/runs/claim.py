@@ -57,7 +57,7 @@ def is_written(folder: str | Path) -> bool:
     except OSError:
         return False
     try:
-        return not _flock(descriptor)
+        return not _flock(descriptor, shared=True)  # several may ask at once
     finally:
         os.close(descriptor)
 
@@ -208,11 +208,15 @@ class _Local(_Folder):
 
     def _open(self, path: Path) -> int:
         """Of run.json, locked."""
+        tries = 5
         while True:
             # A link would lead elsewhere, and a FIFO would wait.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o644)
             if not _flock(descriptor):
                 os.close(descriptor)
+                if tries := tries - 1:  # somebody may only have asked
+                    time.sleep(0.05)
+                    continue
                 raise UserError(
                     f"{self.flag} {self.path}: another process is writing to it; wait for its end, or choose another "
                     "folder"
@@ -334,12 +338,12 @@ def _listed(path: str) -> list[str]:
     return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(path)) if tf.io.gfile.isdir(path) else []
 
 
-def _flock(descriptor: int) -> bool:
+def _flock(descriptor: int, *, shared: bool = False) -> bool:
     """Locks an open file; False if another process has it. A file system without locks has nothing to say."""
     if fcntl is None:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
