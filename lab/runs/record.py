@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.base import paths
 from lab.base.errors import UserError
 from lab.base.files import decode, encode, sum_of, write_whole
 from lab.machine import memory, processor
@@ -52,6 +53,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     try:
         path = path / "result.json" if path.is_dir() else path
+        paths.check("result", str(path), schemes=())  # a FIFO would be waited for
         return decode(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path and its rights") from None
@@ -62,8 +64,9 @@ def read_result(path: Path) -> dict[str, Any]:
 def is_result(path: Path) -> bool:
     """Whether a file is the result of a run, whole or damaged, and not a record of something else."""
     try:
+        paths.check("result", str(path), schemes=())
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except (UserError, OSError, ValueError, RecursionError):
         return True  # so that reading says what is wrong with it
     # Either name may be damaged.
     return isinstance(content, dict) and bool({"test_accuracy", "train_seconds"} & set(content))

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin
 
+from lab.base import paths
 from lab.base.errors import UserError
 from lab.base.files import sum_of
 from lab.runs import record
@@ -169,6 +170,7 @@ def load(path: Path) -> Any:
 
 
 def _check_size(path: Path) -> None:
+    paths.check("result", str(path), schemes=())  # a FIFO would be waited for
     try:
         size = path.stat().st_size
     except OSError as error:

@@ -1,10 +1,12 @@
 """Results read back: what is found where, and damage that ends in one line."""
 
+import os
+
 import pytest
 
 from lab.base.errors import UserError
 from lab.base.files import encode
-from lab.runs import results
+from lab.runs import record, results
 
 
 def test_a_run_is_what_was_written(leave, tmp_path):
@@ -161,3 +163,16 @@ def test_a_path_without_results_is_refused(tmp_path):
     bench.write_text('{"rows": []}')
     with pytest.raises(UserError, match="is no result of a run"):
         results.find(bench)
+
+
+def test_a_fifo_is_refused_rather_than_waited_for(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for name in ("result.json", "other.json"):
+        os.mkfifo(tmp_path / "runs" / name)
+        for path in (tmp_path / "runs" / name, tmp_path / "runs"):
+            with pytest.raises(UserError, match=rf"{name} is a FIFO"):
+                results.find(path)
+        (tmp_path / "runs" / name).unlink()
+    os.mkfifo(tmp_path / "result.json")
+    with pytest.raises(UserError, match="is a FIFO"):
+        record.read_result(tmp_path)
