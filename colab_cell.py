@@ -37,8 +37,8 @@ import argparse
 import json
 import os
 import pickle
+import shutil
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -256,6 +256,9 @@ MIRRORS = (
 class UserError(Exception):
     """A wrong value, a missing file or device: what a user can mend. Its message is one line."""
 
+    def _render_traceback_(self) -> list[str]:  # all that a notebook shows of it
+        return [str(self)]
+
 
 class Images(NamedTuple):
     """Training and test images, uint8 (N, 32, 32, 3), red-green-blue; labels, int32 (N,); names of the classes."""
@@ -319,10 +322,9 @@ class _Unpickler(pickle.Unpickler):
         return known[name]
 
 
-def _unpickle(path: Path) -> dict[bytes, Any]:
+def _unpickle(path: Path) -> Any:
     with path.open("rb") as file:
-        content: dict[bytes, Any] = _Unpickler(file, encoding="bytes").load()
-    return content
+        return _Unpickler(file, encoding="bytes").load()
 
 
 def _downloaded(where: Path) -> Path:
@@ -337,9 +339,10 @@ def _downloaded(where: Path) -> Path:
             except Exception as error:  # Keras raises several kinds, also for a wrong checksum
                 errors.append(f"{url}: {error}")
         else:
+            if not any(where.iterdir()):
+                where.rmdir()
             raise OSError(f"no mirror delivers it ({'; '.join(errors)})")
-        with tarfile.open(where / ARCHIVE) as archive:
-            archive.extractall(where / "part", filter="data")  # nothing outside it, no devices
+        shutil.unpack_archive(where / ARCHIVE, where / "part", filter="data")  # nothing outside it, no devices
         (where / "part" / FOLDER).rename(where / FOLDER)  # at once: an interruption leaves no half folder
     return where / FOLDER
 
@@ -536,10 +539,7 @@ def add_flags(parser: Any, options: Any) -> None:
 
 
 def choose_strategy(device: str) -> tf.distribute.Strategy:
-    """All cores of this machine's TPU, else all GPUs, else the CPU; or what `device` names, cpu, gpu or tpu.
-
-    Raises UserError if that is not there.
-    """
+    """This machine's TPU, else all its GPUs, else its CPU; or what `device` names: UserError if that is not there."""
     if device == "tpu" or (device == "auto" and tf.config.list_physical_devices("TPU")):
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")

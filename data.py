@@ -6,7 +6,7 @@ on another number of replicas, sees the same batches.
 
 import os
 import pickle
-import tarfile
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,9 @@ MIRRORS = (
 
 class UserError(Exception):
     """A wrong value, a missing file or device: what a user can mend. Its message is one line."""
+
+    def _render_traceback_(self) -> list[str]:  # all that a notebook shows of it
+        return [str(self)]
 
 
 class Images(NamedTuple):
@@ -90,10 +93,9 @@ class _Unpickler(pickle.Unpickler):
         return known[name]
 
 
-def _unpickle(path: Path) -> dict[bytes, Any]:
+def _unpickle(path: Path) -> Any:
     with path.open("rb") as file:
-        content: dict[bytes, Any] = _Unpickler(file, encoding="bytes").load()
-    return content
+        return _Unpickler(file, encoding="bytes").load()
 
 
 def _downloaded(where: Path) -> Path:
@@ -108,9 +110,10 @@ def _downloaded(where: Path) -> Path:
             except Exception as error:  # Keras raises several kinds, also for a wrong checksum
                 errors.append(f"{url}: {error}")
         else:
+            if not any(where.iterdir()):
+                where.rmdir()
             raise OSError(f"no mirror delivers it ({'; '.join(errors)})")
-        with tarfile.open(where / ARCHIVE) as archive:
-            archive.extractall(where / "part", filter="data")  # nothing outside it, no devices
+        shutil.unpack_archive(where / ARCHIVE, where / "part", filter="data")  # nothing outside it, no devices
         (where / "part" / FOLDER).rename(where / FOLDER)  # at once: an interruption leaves no half folder
     return where / FOLDER
 

@@ -122,10 +122,7 @@ from schedule import PiecewiseLinear, triangle
 
 
 def choose_strategy(device: str) -> tf.distribute.Strategy:
-    """All cores of this machine's TPU, else all GPUs, else the CPU; or what `device` names, cpu, gpu or tpu.
-
-    Raises UserError if that is not there.
-    """
+    """This machine's TPU, else all its GPUs, else its CPU; or what `device` names: UserError if that is not there."""
     if device == "tpu" or (device == "auto" and tf.config.list_physical_devices("TPU")):
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")

@@ -341,11 +341,17 @@ def test_it_downloads_once_from_the_first_mirror_whose_archive_has_the_sum(tmp_p
 def test_without_a_mirror_that_delivers_the_archive_one_line_says_so(tmp_path, monkeypatch, server):
     server.files["/wrong"] = b"another archive"
     offer(monkeypatch, server, b"the archive", "/missing", "/wrong")
-    (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
     message = refused("")
     assert "/missing" in message and "/wrong" in message and "404" in message
     assert not (tmp_path / "data" / data.FOLDER).exists()
+
+
+def test_a_download_that_brings_nothing_leaves_no_folder(tmp_path, monkeypatch, server):
+    offer(monkeypatch, server, b"the archive", "/missing")
+    monkeypatch.chdir(tmp_path)
+    assert "404" in refused("")
+    assert not any(tmp_path.iterdir())
 
 
 def hostile_archive(member, content=b"x", **attributes):

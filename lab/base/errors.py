@@ -48,6 +48,10 @@ class UserError(Exception):
         super().__init__(printable(" ".join(message.splitlines())))
         self.exit_code: int = exit_code
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it, in place of a traceback."""
+        return [str(self)]
+
 
 class Parser(argparse.ArgumentParser):
     """argparse's parser, whose mistakes are UserErrors of one line instead of a usage text and SystemExit."""

@@ -169,7 +169,7 @@ def environment():
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
-def outputs_of(cells, folder):
+def outputs_of(cells, folder, *, errors=False):
     """Runs cells of code in a kernel of their own, in an empty folder, without this project on its path."""
     nbformat = pytest.importorskip("nbformat", reason="pip install -r requirements-dev.txt")
     nbclient = pytest.importorskip("nbclient", reason="pip install -r requirements-dev.txt")
@@ -177,7 +177,7 @@ def outputs_of(cells, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Jupyter's own parts
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
-        client = nbclient.NotebookClient(book, timeout=300, kernel_name="python3")
+        client = nbclient.NotebookClient(book, timeout=300, kernel_name="python3", allow_errors=errors)
         client.execute(cwd=str(folder), env=environment())
     return [output for part in book.cells for output in part.outputs]
 
@@ -220,3 +220,12 @@ def test_the_notebook_trains_shows_its_curve_and_goes_on(notebook, small_data, e
     outputs = outputs_of([*code, *again], tmp_path / "empty")
     assert rows_and_files(outputs) == (expected, ["kept"])
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2  # the curve, the test images
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mistake", [{"batch_size": 0}, {"data": "nowhere"}])
+def test_a_mistake_in_a_kernel_is_one_line(cell, mistake, tmp_path):
+    *_, error = outputs_of([edited(cell, {**SMALL, **mistake})], tmp_path / "empty", errors=True)
+    assert error["ename"] == "UserError"
+    (line,) = error["traceback"]
+    assert next(iter(mistake)) in line and "\n" not in line
