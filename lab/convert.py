@@ -6,19 +6,11 @@ Training reads them with --data; lab/images/tfrecords.py says what the folder ho
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import fields, make_dataclass
-from typing import Any
 
-from lab.base.errors import Parser, exits_with_one_line
-from lab.images import load, tfrecords
-from train_eager import Config, add_flags
+from lab.base.errors import Parser, UserError, exits_with_one_line
+from lab.start import load
 
-
-def some_fields(kind: Any, names: Sequence[str]) -> Any:
-    """A dataclass of these fields of another alone, for train_eager.add_flags."""
-    chosen = [(item.name, item.type, item) for item in fields(kind) if item.name in names]
-    return make_dataclass("Chosen", chosen)
+LARGEST_SEED = 2**31 - 1
 
 
 @exits_with_one_line
@@ -26,10 +18,14 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are those after the tool's name. Returns the exit code."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--to-tfrecord", metavar="DIR", required=True, help="where they go: a new folder, gs:// too")
-    add_flags(parser, some_fields(Config, ("data", "seed")))
+    parser.add_argument("--data", metavar="PATH", help="as of train_eager.py (default: find or download CIFAR-10)")
+    parser.add_argument("--seed", type=int, default=0, help="of --data synthetic (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if not 0 <= options.seed <= LARGEST_SEED:
+        raise UserError(f"--seed {options.seed} is out of range; give 0 to {LARGEST_SEED}")
+    tfrecords = load("lab.images.tfrecords")
     tfrecords.check_new(os.path.expanduser(options.to_tfrecord))  # before a download
-    images = load.load(getattr(options, "data", "") or None, seed=getattr(options, "seed", Config.seed))
+    images = load("lab.images.load").load(options.data or None, seed=options.seed)
     tfrecords.write(options.to_tfrecord, images)
     counts = f"{len(images.train_labels):,} training and {len(images.test_labels):,} test images"
     print(f"wrote {counts} to {options.to_tfrecord}")

@@ -1,18 +1,24 @@
-"""lab/preview.py: the sheet shows crops, mirror images and holes of the images; a search finds which."""
+"""lab/preview.py and sheet.py: the sheet shows crops, mirror images and holes of the images; a search finds which."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data import plan
-from lab import assemble, preview
+from lab import assemble, preview, sheet
 from lab.images import load
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def seen(small_data, rows=4, epochs=3, **changes):
     """Originals and what is seen of them, (rows, H, W, 3) and (rows, epochs, H, W, 3), and the training set."""
     options = assemble.configure({"batch_size": 16, "seed": 2, "data": small_data, "device": "cpu", **changes})
     images = load.load(small_data, seed=2)
-    chosen, pixels = preview.augmented(preview.make_batches(images, options), rows, epochs)
+    chosen, pixels = sheet.augmented(sheet.make_batches(images, options), rows, epochs)
     assert images.train_labels[chosen].tolist() == [i % 4 for i in range(rows)]
     return images.train_images[chosen], pixels, images
 
@@ -63,7 +69,7 @@ def test_what_is_shown_is_what_the_compiled_step_gets(small_data):
     """The views are in the training's own batches of the epoch, at the places where the plan has the images."""
     options = assemble.configure({"batch_size": 16, "seed": 2, "data": small_data, "device": "cpu", "jit": False})
     images = load.of(options)
-    chosen, pixels = preview.augmented(preview.make_batches(images, options), 4, 2)
+    chosen, pixels = sheet.augmented(sheet.make_batches(images, options), 4, 2)
     batches = assemble.make(options, images=images).batches
     mean, std = images.train_images.mean((0, 1, 2)), images.train_images.std((0, 1, 2))
     for column, epoch in enumerate((1, 2)):
@@ -87,7 +93,7 @@ def test_the_command_writes_the_sheet(small_data, tmp_path, capsys):
     [
         (["--data", "synthetic"], "required: FILE"),
         (["x.png", "--pad", "40"], "--pad 40"),
-        (["x.png", "--flip", "sometimes"], "'none', 'random', 'alternating'"),
+        (["x.png", "--flip", "sometimes"], "none, random, alternating"),
         (["x.png", "--recipe", "davidnett"], "davidnet"),
         (["x.png", "--width", "8"], "unknown argument --width"),
         (["x.docx"], "name it x.png"),
@@ -99,3 +105,16 @@ def test_wrong_flags_of_the_sheet(arguments, words, tmp_path, monkeypatch, capsy
     assert preview.main(arguments) == 2
     error = capsys.readouterr().err
     assert words in error and len(error.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tool", ["preview", "convert"])
+@pytest.mark.parametrize("arguments", [["-h"], ["--no-such-flag"]])
+def test_help_and_mistakes_need_no_tensorflow(tool, arguments):
+    program = (
+        f"import sys; from lab import {tool}\n"
+        f"try: code = {tool}.main({arguments!r})\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert 'tensorflow' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == (0 if arguments == ["-h"] else 2), done.stderr
