@@ -257,10 +257,11 @@ class Activation(tf.keras.layers.Layer):
 
     def __init__(self, style: Style) -> None:
         super().__init__()
-        functions = {"relu": tf.nn.relu, "celu": partial(celu, alpha=style.celu_alpha), "gelu": tf.nn.gelu}
-        self.function = functions[style.activation]
+        self.kind, self.alpha = style.activation, style.celu_alpha
+        functions = {"relu": tf.nn.relu, "celu": partial(celu, alpha=self.alpha), "gelu": tf.nn.gelu}
+        self.function = functions[self.kind]
         # Of many operations, each of which would read and write memory; under XLA they are one loop in any case.
-        if style.fast and style.activation != "relu" and self.compute_dtype != "float32":
+        if style.fast and self.kind != "relu" and self.compute_dtype != "float32":
             self.function = kernels.compiled_elementwise(self.function)
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
