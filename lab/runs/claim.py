@@ -264,9 +264,9 @@ class _Remote(_Folder):
             self.refuse_others(with_timeout(path, _listed))
             tf.io.gfile.makedirs(path)
             mine = {"host": socket.gethostname(), "process": os.getpid(), "time": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-            write_whole(self.marker, json.dumps(mine))
-            _markers.add(self.marker)
+            _markers.add(self.marker)  # before it is there, or another thread would take it for a dead process's
             try:
+                write_whole(self.marker, json.dumps(mine))
                 # Of two that come at once at least one sees the other: each has written before it looks.
                 self._refuse_writers()
                 self.refuse_others(_listed(path))
@@ -286,7 +286,8 @@ class _Remote(_Folder):
                 about = json.loads(file.read(LARGEST))
             about = about if isinstance(about, dict) else {}
             if _ended(other, about):
-                tf.io.gfile.remove(other)
+                with contextlib.suppress(*FILE_ERRORS):  # somebody else may have removed it
+                    tf.io.gfile.remove(other)
                 continue
             who = ", ".join(f"{key} {_shown(str(about.get(key)))}" for key in ("host", "process", "time"))
             raise UserError(
@@ -314,7 +315,8 @@ class _Remote(_Folder):
 
     def _remove_marker(self) -> None:
         _markers.discard(self.marker)
-        tf.io.gfile.remove(self.marker)
+        with contextlib.suppress(*FILE_ERRORS):  # it could not be written, or is gone
+            tf.io.gfile.remove(self.marker)
 
 
 def _ended(marker: str, about: dict[str, Any]) -> bool:

@@ -103,7 +103,7 @@ def test_of_many_at_once_each_has_a_default_folder_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_of_many_at_once_at_most_one_has_a_named_folder(tmp_path, scheme):
-    together, over, got = threading.Barrier(8), threading.Barrier(8), []
+    together, over, got, others = threading.Barrier(8), threading.Barrier(8, timeout=60), [], []
 
     def take(number):
         own = Claim(claim.new_name())
@@ -111,13 +111,16 @@ def test_of_many_at_once_at_most_one_has_a_named_folder(tmp_path, scheme):
         try:
             own.take("--checkpoint-dir", f"{scheme}{tmp_path}/run")
             got.append(number)
-        except UserError as error:
-            assert "another process is writing" in str(error) or "holds a run" in str(error)
+        except Exception as error:
+            others.append(error)
         over.wait()
         own.release()
 
     threads = [threading.Thread(target=take, args=(number,)) for number in range(8)]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
+    for error in others:
+        assert isinstance(error, UserError), error
+        assert "another process is writing" in str(error) or "holds a run" in str(error)
     assert len(got) <= 1 and (got or scheme)  # without locks all may step back
     assert not list(tmp_path.rglob("*.json"))
 
