@@ -23,6 +23,7 @@ IMAGES_PER_FILE = 10_000  # of the published data set, in every batch file
 PIXEL_BYTES = 3 * 32 * 32
 MAX_CLASSES = 10
 MOST_CLASSES = 1000  # of own data
+LARGEST_HEADER = 500  # bytes, of an array in an .npz
 TFRECORD_MANIFEST = "tfrecords.json"  # see lab/images/tfrecords.py
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -370,11 +371,14 @@ def _npz_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 def _npy_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(member)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(member)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(member)
-    raise ValueError(f".npy version {version} is not supported")
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f".npy version {version} is not supported")
+    prefix = member.read(2 if version == (1, 0) else 4)
+    length = int.from_bytes(prefix, "little")
+    if length > LARGEST_HEADER:  # NumPy would parse it as Python, whose parser a deep nesting can crash
+        raise ValueError(f"its header has {length} bytes; that of a plain array has about 100")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(io.BytesIO(prefix + member.read(length)))
 
 
 def _npz_labels(arrays: dict[str, NDArray[Any]], part: str, path: Path) -> NDArray[np.int32]:
