@@ -46,6 +46,8 @@ def command(data, out, *more):
         16,
         "--width",
         4,
+        "--precision",
+        "float32",  # a timing could choose otherwise for the twin
         "--device",
         "cpu",
     ]

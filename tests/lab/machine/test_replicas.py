@@ -44,7 +44,8 @@ def trained(small_data, tmp_path_factory):
             folder = tmp_path_factory.mktemp("replicas")
             options = {
                 "data": small_data, "out": str(folder / "run"), "device": "cpu", "width": 4, "batch_size": 16,
-                "epochs": 4, "learning_rate": 0.02, "weight_decay": 0.01, "jit": False, "ghost_groups": 4,
+                "epochs": 4, "learning_rate": 0.02, "weight_decay": 0.01, "ghost_groups": 4,
+                "jit": False, "precision": "float32",
                 "logical_devices": replicas if replicas > 1 else 0, **changes,
             }  # fmt: skip
             command = [sys.executable, "-c", TRAIN, json.dumps(options), str(folder / "end.npz")]

@@ -158,7 +158,22 @@ sys.exit(start.main(train_eager.Config, train_eager.add_flags, sys.argv[1:]))
 )
 def test_a_run_stopped_after_every_second_step_ends_like_its_twin(flags, data, tmp_path):
     """Nothing that is drawn or averaged in training may depend on where it was stopped and saved."""
-    flags = ["--batch-size", 16, "--width", 2, "--epochs", 2, "--device", "cpu", "--no-jit", "--data", data, *flags]
+    flags = [
+        "--batch-size",
+        16,
+        "--width",
+        2,
+        "--epochs",
+        2,
+        "--device",
+        "cpu",
+        "--no-jit",
+        "--precision",
+        "float32",
+        "--data",
+        data,
+        *flags,
+    ]
     twin = [sys.executable, "train_eager.py", *map(str, flags), "--out", str(tmp_path / "twin")]
     with open(tmp_path / "log", "w") as log:
         undisturbed = faults.start(twin, log)
