@@ -109,7 +109,7 @@ class LabTraining(Training):
     layers: list[describe.Row]
     average: WeightAverage | None = None
     evaluation_seconds = 0.0
-    why = ""  # it computes in this precision
+    why = ""  # the precision is what it is
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it, the network has its averaged weights, if the recipe has them."""
@@ -178,13 +178,9 @@ def resolved(options: Options, placement: Placement) -> tuple[Options, str]:
     """
     if placement.kind != "cpu":
         return options, ""
-    if options.precision == "auto":
-        if placement.workers > 1 or options.eager:
-            return replace(options, precision="float32"), ""
-        way = fastest.choose(jit=options.jit and placement.replicas == 1)
-        return replace(options, precision=way.precision, jit=options.jit and way.precision == "float32"), way.why
-    # XLA's CPU compiler emulates bfloat16: asked for, it is computed by TensorFlow's own kernels.
-    return replace(options, jit=options.jit and options.precision != "bfloat16"), ""
+    alone = placement.workers == 1 and not options.eager
+    way = fastest.choose(options.precision, jit=options.jit and placement.replicas == 1, timing=alone)
+    return replace(options, precision=way.precision, jit=options.jit and way.xla), way.why
 
 
 def check_profile(folder: str) -> None:

@@ -309,8 +309,9 @@ def main(arguments: list[str] | None = None) -> int:
     # As in train_eager.py: the sum over replicas does not compile, except with a TPU's strategy.
     jit = tf.test.is_built_with_xla() and (kind == "tpu" or replicas == 1)
     precision, why = choose_precision(options.precision, kind.upper()), ""
-    if kind == "cpu" and options.precision == "auto" and placement.workers == 1:
-        precision, jit, why = fastest.choose(jit=jit)
+    if kind == "cpu":
+        precision, xla, why = fastest.choose(options.precision, jit=jit, timing=placement.workers == 1)
+        jit = jit and xla
     chosen = {
         "a run takes": f"{kind} ({placement.reason})",
         "replicas": f"{replicas}",

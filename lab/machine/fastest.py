@@ -16,30 +16,43 @@ import tensorflow as tf
 
 from lab.machine import kernels, processor
 
-# What the step by XLA takes of its time by oneDNN in float32: DavidNet's of 512 images took 4.15 s of 5.15 on two cores
-# of an AMD EPYC with AVX-512. Not timed when a run starts: compiling one convolution takes longer than all of `timed`.
+# What the step by XLA takes of its time by oneDNN in float32 (records/bench-cpu.json: 98.1 and 122.0 images/s). Not timed
+# when a run starts: compiling one convolution takes longer than all of `timed`.
 XLA_SHARE = 0.8
 SHAPES = ((16, 128), (4, 512))  # side and channels of DavidNet's two residual branches
 BATCH, ROUNDS = 8, 10
 
 
 class Way(NamedTuple):
-    """A way to compute the step: its precision, whether XLA compiles it, and why it was chosen."""
+    """A way to compute the step: its precision, whether XLA is any good at that, and why it was chosen."""
 
     precision: str
-    jit: bool
+    xla: bool
     why: str
 
 
-def choose(*, jit: bool) -> Way:
-    """The fastest way on this CPU. `jit`: whether XLA may be used."""
+def choose(precision: str, *, jit: bool, timing: bool = True) -> Way:
+    """How this CPU is to compute.
+
+    Args:
+        precision: what was asked for; auto: the fastest.
+        jit: whether XLA could be used.
+        timing: whether auto may be timed, and is not just float32.
+    """
+    why = ""
+    if precision == "auto":
+        precision, why = fastest(jit=jit) if timing else ("float32", "")
+    return Way(precision, precision != "bfloat16", why)
+
+
+def fastest(*, jit: bool) -> tuple[str, str]:
+    """The precision in which this CPU is fastest, and why; `jit`: whether XLA could be used for float32."""
     if not processor.multiplies_bfloat16():
-        return Way("float32", jit, "no bfloat16 instructions")
+        return "float32", "no bfloat16 instructions"
     seconds = timed()
     single = seconds["float32"] * (XLA_SHARE if jit else 1.0)
     timings = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in seconds.items())
-    faster = seconds["bfloat16"] < single
-    return Way("bfloat16" if faster else "float32", jit and not faster, f"timed convolutions: {timings}")
+    return "bfloat16" if seconds["bfloat16"] < single else "float32", f"timed convolutions: {timings}"
 
 
 @functools.cache

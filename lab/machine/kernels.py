@@ -147,7 +147,7 @@ def batch_norm(
 def fused_batch_norms(
     images: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor, epsilon: float, groups: int
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """As batch_norm, by TensorFlow's fused kernel, one call for each group: a third of the time without XLA.
+    """As batch_norm, by TensorFlow's fused kernel, one call for each group, which is faster without XLA.
 
     Its third value is the mean of the groups' unbiased variances.
     """
@@ -200,7 +200,7 @@ TILE = 4  # outputs on a side
 POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 # The largest side at which the transforms cost less than they save on a CPU; timed by hand, on two cores.
 LARGEST_SIDE = 16
-LARGEST_PRODUCT_SIDE = 8  # of images whose filter gradients are products
+LARGEST_PRODUCT_SIDE = 8  # of images whose filter gradients are products; timed by hand, on two cores
 
 
 def winograd_matrices(
@@ -325,8 +325,7 @@ def conv3x3_winograd(images: tf.Tensor, filters: tf.Tensor) -> tuple[tf.Tensor, 
 def conv3x3_products(images: tf.Tensor, filters: tf.Tensor) -> tuple[tf.Tensor, Any]:
     """`tf.nn.conv2d(images, filters, 1, "SAME")` for 3x3 filters, whose gradient is nine matrix products.
 
-    oneDNN's bfloat16 kernel of the filters' gradient is an older one than its matrix product, and slow for small
-    images: 1.7 times as slow at 4 x 4 with 512 channels, a little at 8 x 8, no slower at 16 x 16.
+    oneDNN's bfloat16 kernel of the filters' gradient is an older one than its matrix product, and slow for small images.
 
     Args:
         images: (N, H, W, C), floating point; H, W and C known when traced.

@@ -9,7 +9,7 @@ import pytest
 from lab import assemble
 from lab.machine import fastest, processor
 
-CHOOSE = fastest.choose  # before conftest.py puts float32 in its place
+FASTEST = fastest.fastest  # before conftest.py puts float32 in its place
 OLD, NEW = ["avx2"], ["avx2", "avx512f", "avx512_bf16"]
 
 
@@ -27,8 +27,9 @@ OLD, NEW = ["avx2"], ["avx2", "avx512f", "avx512_bf16"]
 def test_the_faster_way_is_taken(monkeypatch, flags, seconds, jit, expected):
     monkeypatch.setattr(processor, "flags", lambda: flags)
     monkeypatch.setattr(fastest, "timed", lambda: dict(zip(("bfloat16", "float32"), seconds, strict=True)))
-    way = CHOOSE(jit=jit)
-    assert way[:2] == expected
+    monkeypatch.setattr(fastest, "fastest", FASTEST)
+    way = fastest.choose("auto", jit=jit)
+    assert (way.precision, jit and way.xla) == expected
     assert ("100 ms" in way.why) == (flags is NEW)
 
 
@@ -56,7 +57,7 @@ CPU = SimpleNamespace(kind="cpu", replicas=1, workers=1)
     ],
 )
 def test_what_a_run_is_to_compute_in(monkeypatch, changes, placement, expected):
-    monkeypatch.setattr(fastest, "choose", lambda *, jit: fastest.Way("bfloat16", False, "timed"))
+    monkeypatch.setattr(fastest, "fastest", lambda *, jit: ("bfloat16", "timed"))
     options, _ = assemble.resolved(assemble.configure(changes), SimpleNamespace(**vars(CPU) | placement))
     assert (options.precision, options.jit) == expected
     again, why = assemble.resolved(options, SimpleNamespace(**vars(CPU) | placement))
