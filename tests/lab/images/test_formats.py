@@ -8,6 +8,7 @@ import pickle
 import random
 import struct
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -433,8 +434,6 @@ def test_damaged_own_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_header_that_promises_too_much_takes_no_memory(tmp_path: Path) -> None:
-    import zipfile
-
     save(tmp_path / "x.npz")
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**12, 32, 32, 3)})
@@ -446,6 +445,17 @@ def test_a_header_that_promises_too_much_takes_no_memory(tmp_path: Path) -> None
             new.writestr(name, header.getvalue() if name == "x_train.npy" else old.read(name))
     with pytest.raises(UserError, match="does not have the bytes of its shape"):
         formats.read(tmp_path / "y.npz")
+
+
+@pytest.mark.parametrize("version, digits", [(b"\x01\x00", 2), (b"\x02\x00", 4)])
+def test_a_header_that_is_a_deep_nesting_is_not_parsed(tmp_path: Path, version: bytes, digits: int) -> None:
+    """Python's parser, which NumPy asks, has crashed the process with one."""
+    header = b"-" * 9_000 + b"1\n"
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as new:
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            new.writestr(f"{name}.npy", b"\x93NUMPY" + version + len(header).to_bytes(digits, "little") + header)
+    with pytest.raises(UserError, match="its header has 9002 bytes"):
+        formats.read(tmp_path / "x.npz")
 
 
 def test_files_that_are_not_the_published_ones_are_doubted(tmp_path, monkeypatch) -> None:
