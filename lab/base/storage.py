@@ -33,12 +33,12 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     tf.io.gfile.rename(f"{path}.part", path, overwrite=True)
 
 
-def read(path: str | Path, limit: int) -> bytes:
+def read(path: str | Path, limit: int | None = None) -> bytes:
     """A file's content. Raises one of FILE_ERRORS, or ValueError if it is no file (a FIFO would wait) or larger."""
     _check_file(path)
     with tf.io.gfile.GFile(path, "rb") as file:
-        content: bytes = file.read(limit + 1)
-    if len(content) > limit:
+        content: bytes = file.read(-1 if limit is None else limit + 1)
+    if limit is not None and len(content) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
     return content
 

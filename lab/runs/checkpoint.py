@@ -6,6 +6,7 @@ of itself, and what the run needs besides: epoch, step, rows, hyperparameters.
 """
 
 import contextlib
+import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +108,7 @@ class Checkpoints:
         Raises UserError if it does not hold every one of them with its shape, or is gone.
         """
         try:
-            arrays = _arrays(saved.prefix)
+            arrays = _arrays(read(f"{saved.prefix}.npz"))
         except DAMAGED as error:
             raise UserError(f"cannot read the checkpoint {saved.prefix}: {brief(error)}; resume again") from None
         shapes = [(variable.shape, tf.as_dtype(variable.dtype)) for variable in self.variables]
@@ -150,17 +151,18 @@ def _read(prefix: str, check: Callable[[str, Mapping[str, Any]], None]) -> Saved
     manifest = decode(read(f"{prefix}.json", LARGEST).decode())
     if type(manifest["step"]) is not int or not prefix.endswith(f"/{NAME}-{manifest['step']}"):
         raise ValueError("its manifest is another's")
-    if sum_of(f"{prefix}.npz") != manifest["sha256_npz"]:
+    content = read(f"{prefix}.npz")
+    if hashlib.sha256(content).hexdigest() != manifest["sha256_npz"]:
         raise ValueError("its .npz is not what was written")
-    _arrays(prefix)
+    _arrays(content)
     about = manifest["about"] | {"step": manifest["step"]}
     check(f"{prefix}.json", about)
     return Saved(prefix, about)
 
 
-def _arrays(prefix: str) -> list[NDArray[Any]]:
-    """The variables' values, in their order. Raises one of DAMAGED; nothing is unpickled."""
-    with tf.io.gfile.GFile(f"{prefix}.npz", "rb") as file, np.load(io.BytesIO(file.read())) as archive:
+def _arrays(content: bytes) -> list[NDArray[Any]]:
+    """The variables' values in an .npz, in their order. Raises one of DAMAGED; nothing is unpickled."""
+    with np.load(io.BytesIO(content)) as archive:
         if sorted(archive.files) != sorted(f"arr_{number}" for number in range(len(archive.files))):
             raise ValueError("its .npz holds other names")
         arrays = [archive[f"arr_{number}"] for number in range(len(archive.files))]
