@@ -21,10 +21,9 @@ from lab.base.files import encode, write_whole
 from lab.report import evidence, tables
 from lab.runs import checkpoint, claim, record, resume
 from lab.runs.claim import Claim
-from lab.runs.results import Fields
+from lab.runs.results import SERIES, Fields
 from lab.runs.resume import Check
 
-NAME = "series.json"
 KEPT = ("stop_after", "checkpoint_dir")  # what a run's --resume asks for again, a series keeps
 
 
@@ -34,14 +33,11 @@ def find(options: Options) -> str:
     "auto" is the newest series under runs/ of this recipe and first seed that is not finished.
     """
     if options.resume != "auto":
-        return (
-            os.path.expanduser(options.resume)
-            if options.resume and (Path(options.resume).expanduser() / NAME).exists()
-            else ""
-        )
+        named = os.path.expanduser(options.resume)
+        return named if named and (Path(named) / SERIES).exists() else ""
     if options.runs == 1:
         return ""
-    paths = Path("runs").glob(f"{options.recipe}-{options.seed}x*/{NAME}")
+    paths = Path("runs").glob(f"{options.recipe}-{options.seed}x*/{SERIES}")
     for folder in resume.by_age(path.parent for path in paths):
         try:
             values = hyperparameters(folder)
@@ -58,9 +54,9 @@ def find(options: Options) -> str:
 
 def hyperparameters(folder: Path) -> dict[str, Any]:
     """Those of a series that has begun. Raises UserError if series.json is damaged, or is none."""
-    if not (folder / NAME).is_file():  # a FIFO would wait
-        raise UserError(f"{folder / NAME} is no file; restore it, or give the folder of a series")
-    values = Fields(folder / NAME, record.read_result(folder / NAME)).inside("hyperparameters")
+    if not (folder / SERIES).is_file():  # a FIFO would wait
+        raise UserError(f"{folder / SERIES} is no file; restore it, or give the folder of a series")
+    values = Fields(folder / SERIES, record.read_result(folder / SERIES)).inside("hyperparameters")
     values.whole("seed"), values.whole("runs", 1, 100_000)
     values.scalars()
     return values.values
@@ -96,7 +92,7 @@ def train(
             out = own.take_new(Path("runs"), f"{options.recipe}-{options.seed}x{options.runs}-{stamp}")
         folder = Path(out)
         if not resumed or hyperparameters(folder) != asdict(options):
-            write_whole(folder / NAME, encode({"hyperparameters": asdict(options)}))
+            write_whole(folder / SERIES, encode({"hyperparameters": asdict(options)}))
         results = []
         for number in range(options.runs):
             console.say(
@@ -106,7 +102,7 @@ def train(
                 results.append(_train_one(_own(options, folder, options.seed + number), run, own.name, check))
             except UserError as error:
                 if not resumed and not any(folder.glob("seed-*")):  # nothing has begun, so nothing stays
-                    (folder / NAME).unlink(missing_ok=True)
+                    (folder / SERIES).unlink(missing_ok=True)
                     raise
                 raise UserError(f"{error}; of the whole series: --resume {folder}", exit_code=error.exit_code) from None
         console.say(f"\n{_table(folder)}")

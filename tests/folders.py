@@ -196,7 +196,7 @@ def series_file(folder, generator):
     values = asdict(assemble.configure({"runs": 3}))
     names = list(values)
     choice, odd = int(generator.integers(6)), ODD[int(generator.integers(len(ODD)))]
-    path = folder / series.NAME
+    path = folder / series.SERIES
     if choice == 0:
         path.mkdir()
     elif choice == 1:

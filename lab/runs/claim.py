@@ -23,6 +23,7 @@ from lab.base import storage
 from lab.base.errors import Exit, UserError, brief, exhausted
 from lab.base.files import decode, encode
 from lab.base.storage import FILE_ERRORS, is_remote, with_timeout, write_whole
+from lab.runs.results import SERIES
 
 try:
     import fcntl
@@ -165,7 +166,7 @@ class _Folder:
         owner = read(self.path).get("name")
         if owner == self.name or (self.again and owner is None) or not (there or owner):
             return
-        if "series.json" in there:
+        if SERIES in there:
             what = "a series"
         else:
             what = "a run" if owner or {"result.json", "checkpoints"} & set(there) else _shown(there[0])

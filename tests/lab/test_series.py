@@ -115,7 +115,7 @@ def test_auto_finds_the_newest_unfinished_series(options, tmp_path, monkeypatch)
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         about = {"hyperparameters": {"seed": 5, "runs": runs}}
-        (folder / series.NAME).write_text(files.encode(about))
+        (folder / series.SERIES).write_text(files.encode(about))
     wanted = {"recipe": "speedrun", "seed": 5, "runs": 2, "resume": "auto"}
     assert series.find(assemble.configure(wanted)) == "runs/speedrun-5x2-new"
     assert series.find(assemble.configure(wanted | {"seed": 1})) == ""
@@ -131,7 +131,7 @@ def test_what_does_not_go_is_one_line(done, options, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="holds no series"):
         command.train(resume=str(folder / "seed-5"), runs=2)
     copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / series.NAME).write_text((copy / series.NAME).read_text().replace('"seed": 5', '"seed": 6'))
+    (copy / series.SERIES).write_text((copy / series.SERIES).read_text().replace('"seed": 5', '"seed": 6'))
     with pytest.raises(UserError, match=r"series\.json.*checksum"):
         command.train(resume=str(copy))
     (tmp_path / "mine" / "seed-6").mkdir(parents=True)
