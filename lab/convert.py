@@ -7,10 +7,8 @@ Training reads them with --data; lab/images/tfrecords.py says what the folder ho
 
 import os
 
-from lab.base.errors import Parser, UserError, exits_with_one_line
+from lab.base.errors import Parser, exits_with_one_line
 from lab.start import load
-
-LARGEST_SEED = 2**31 - 1
 
 
 @exits_with_one_line
@@ -21,9 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", metavar="PATH", help="as of train_eager.py (default: find or download CIFAR-10)")
     parser.add_argument("--seed", type=int, default=0, help="of --data synthetic (default: %(default)s)")
     options = parser.parse_args(arguments)
-    if not 0 <= options.seed <= LARGEST_SEED:
-        raise UserError(f"--seed {options.seed} is out of range; give 0 to {LARGEST_SEED}")
     tfrecords = load("lab.images.tfrecords")
+    load("lab.assemble").configure({"seed": options.seed})  # which tells a seed that cannot be one
     tfrecords.check_new(os.path.expanduser(options.to_tfrecord))  # before a download
     images = load("lab.images.load").load(options.data or None, seed=options.seed)
     tfrecords.write(options.to_tfrecord, images)
