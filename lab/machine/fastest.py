@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from lab.machine import kernels, processor
 
-# What the step by XLA takes of its time by oneDNN in float32 (records/bench-cpu.json: 98.1 and 122.0 images/s). Not timed
-# when a run starts: compiling one convolution takes longer than all of `timed`.
+# What the step by XLA takes of its time by oneDNN in float32 (records/bench-cpu.json: 122.0 and 98.1 images/s). Not
+# timed when a run starts: compiling one convolution takes longer than all of `timed`.
 XLA_SHARE = 0.8
 SHAPES = ((16, 128), (4, 512))  # side and channels of DavidNet's two residual branches
 BATCH, ROUNDS = 8, 10

@@ -325,7 +325,7 @@ def conv3x3_winograd(images: tf.Tensor, filters: tf.Tensor) -> tuple[tf.Tensor, 
 def conv3x3_products(images: tf.Tensor, filters: tf.Tensor) -> tuple[tf.Tensor, Any]:
     """`tf.nn.conv2d(images, filters, 1, "SAME")` for 3x3 filters, whose gradient is nine matrix products.
 
-    oneDNN's bfloat16 kernel of the filters' gradient is an older one than its matrix product, and slow for small images.
+    oneDNN's bfloat16 kernel of the filters' gradient is older than its matrix product, and slow for small images.
 
     Args:
         images: (N, H, W, C), floating point; H, W and C known when traced.
