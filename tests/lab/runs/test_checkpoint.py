@@ -119,6 +119,15 @@ def test_a_manifest_of_another_step_does_not_count(two, tmp_path):
     assert saved.about["step"] == 1 and len(damaged) == 1 and "another's" in damaged[0]
 
 
+def test_the_arrays_of_another_run_do_not_count(two, tmp_path):
+    """They are whole and of the right shapes: only the sum tells."""
+    folder = shutil.copytree(two, tmp_path / "run")
+    made(tmp_path / "other", seed=5)[0].save(2, {"epoch": 2})
+    shutil.copy(tmp_path / "other" / "checkpoints" / "step-2.npz", folder / "checkpoints")
+    saved, damaged = checkpoint.newest(str(folder))
+    assert saved.about["step"] == 1 and len(damaged) == 1 and "not what was written" in damaged[0]
+
+
 def test_a_folder_that_cannot_be_written_is_said_with_a_code_of_its_own(tmp_path):
     saver, _ = made(tmp_path / "run")
     Path(tmp_path / "run").write_text("a file where the folder should be")
