@@ -57,10 +57,13 @@ def fastest(*, jit: bool) -> tuple[str, str]:
 
 @functools.cache
 def timed() -> dict[str, float]:
-    """Seconds for convolutions of SHAPES without XLA, forward and backward, by precision: each the best of ROUNDS."""
+    """Seconds for convolutions of SHAPES without XLA, forward and backward, by precision: each the best of ROUNDS.
+
+    They are processor time, of all threads: beside other work the clock on the wall may favour either.
+    """
     steps = {name: [_convolution(*shape, name) for shape in SHAPES] for name in ("bfloat16", "float32")}
     best = {name: [math.inf] * len(SHAPES) for name in steps}
-    for _ in range(1 + ROUNDS):  # by turns, since other work may come and go; the first one traces, and is slow
+    for _ in range(1 + ROUNDS):  # by turns, so that both meet the same caches; the first one traces, and is slow
         for name, own in steps.items():
             best[name] = [min(seconds, _seconds(step)) for seconds, step in zip(best[name], own, strict=True)]
     return {name: sum(seconds) for name, seconds in best.items()}
@@ -83,7 +86,7 @@ def _convolution(side: int, channels: int, precision: str) -> tf.types.experimen
 
 
 def _seconds(step: tf.types.experimental.PolymorphicFunction) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     for gradient in step():
         gradient[0, 0, 0, 0].numpy()  # waits
-    return time.perf_counter() - start
+    return time.process_time() - start
