@@ -200,8 +200,8 @@ def limit_rates(rates: dict[str, list[float]], product: str, gflop: float) -> li
     return [value / gflop for value in best]
 
 
-def scaling_sizes(batch_size: int, cores: int, *, quick: bool) -> list[tuple[int, int, int]]:
-    """(images, batch size, threads) of each row: one of the three varies at a time.
+def scaling_sizes(batch_size: int, cores: int, *, quick: bool) -> list[tuple[str, int, int, int]]:
+    """(way, images, batch size, threads) of each row: one of the four varies at a time.
 
     Args:
         batch_size: the network's.
@@ -210,10 +210,12 @@ def scaling_sizes(batch_size: int, cores: int, *, quick: bool) -> list[tuple[int
     """
     if quick:
         tiny = QUICK["images"], QUICK["batch_size"]
-        return [(*tiny, threads) for threads in sorted({1, cores})]
-    sizes = [(images, batch_size, cores) for images in SCALED_IMAGES]
-    sizes += [(SCALED_IMAGES[1], batch, cores) for batch in SCALED_BATCHES if batch != batch_size]
-    return sizes + [(SCALED_IMAGES[1], batch_size, threads) for threads in SCALED_THREADS if threads < cores]
+        return [(way, *tiny, cores) for way in rivals.WAYS]
+    sizes = [(rivals.OURS, images, batch_size, cores) for images in SCALED_IMAGES]
+    sizes += [(way, SCALED_IMAGES[-1], batch_size, cores) for way in rivals.WAYS if way != rivals.OURS]
+    small = rivals.OURS, SCALED_IMAGES[1]
+    sizes += [(*small, batch, cores) for batch in SCALED_BATCHES if batch != batch_size]
+    return sizes + [(*small, batch_size, threads) for threads in SCALED_THREADS if threads < cores]
 
 
 def scale(network: str, width: int, rounds: int, folder: Path, load: float, *, quick: bool) -> list[dict[str, Any]]:
@@ -228,22 +230,23 @@ def scale(network: str, width: int, rounds: int, folder: Path, load: float, *, q
     """
     sizes = scaling_sizes(rivals.NETWORKS[network].batch_size, record.hardware()["cores"], quick=quick)
     result = []
-    for images, batch_size, threads in sizes:
+    for way, images, batch_size, threads in sizes:
         size = f"{images} images, batch {batch_size}, threads {threads}"
-        say(f"starting {rivals.OURS}: {size}")
+        say(f"starting {way}: {size}")
         task = rivals.Task(network, batch_size, width, folder / f"images-{images}.npz")
         if not task.data.exists():
             rivals.make_images(task.data, images, TEST_IMAGES)
         with contextlib.closing(Worker("ours", task, threads)) as worker:
             try:
-                prepared = prepare(worker, rivals.OURS)
-                samples = [worker.ask(rivals.OURS, 1) for _ in range(rounds)]
+                prepared = prepare(worker, way)
+                samples = [worker.ask(way, 1) for _ in range(rounds)]
             except WorkerFailedError as failure:
-                raise UserError(f"{rivals.OURS}, {size}: {failure}") from None
+                raise UserError(f"{way}, {size}: {failure}") from None
         seconds = [sample["seconds"] for sample in samples]
         kept = ("import_seconds", "build_seconds", "first_step_seconds", "start_to_first_step_seconds")
         row = {
-            "name": size,
+            "name": f"{way}, {size}",
+            "way": way,
             "images": images,
             "batch_size": batch_size,
             "threads": threads,

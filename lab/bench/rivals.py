@@ -181,6 +181,7 @@ COMMON = {
     ),
 }
 OURS = "ours-device"  # beside which the others stand, and which is measured in the scaling table
+WAYS = (OURS, "ours-xla", "ours-graph")  # to compute on a CPU
 # What lab/machine/fastest.py takes on every processor that was seen: bfloat16 where it has the instructions.
 PRECISION = "bfloat16" if processor.multiplies_bfloat16() else "float32"
 

@@ -54,6 +54,7 @@ def scaling(result: Sequence[dict[str, Any]]) -> str:
     """One table; `result` as bench.scale returns it. The last four columns are seconds from the command on."""
     lines = [
         (
+            row["way"],
             str(row["images"]),
             str(row["batch_size"]),
             str(row["threads"]),
@@ -68,7 +69,7 @@ def scaling(result: Sequence[dict[str, Any]]) -> str:
         )
         for row in result
     ]
-    heads = ("images", "batch", "threads", "s a step", "images/s", "peak GiB")
+    heads = ("way", "images", "batch", "threads", "s a step", "images/s", "peak GiB")
     return "\n" + Table((*heads, "s to the end", "imports", "building", "first step", ""), lines).as_text()
 
 
@@ -108,6 +109,7 @@ def scaling_in_markdown(record: dict[str, Any]) -> str:
     """The rows of what `python -m lab bench --scaling --out` writes, and the conditions they were measured under."""
     lines = [
         (
+            f"`{row['way']}`",
             f"{row['images']:,}",
             f"{row['batch_size']:,}",
             str(row["threads"]),
@@ -121,7 +123,7 @@ def scaling_in_markdown(record: dict[str, Any]) -> str:
         for row in record["scaling"]
     ]
     seconds = ("s to the end of the first step", "of it imports", "first step, compiling")
-    heads = ("images", "batch", "threads", "s a step", "images/s", "peak memory, GiB", *seconds)
+    heads = ("way", "images", "batch", "threads", "s a step", "images/s", "peak memory, GiB", *seconds)
     steps = f"median (lowest–highest) of {record['rounds']} steps"
     said = f"{_conditions(record)}; {steps}. {_doubts(record, record['scaling'])}"
     return f"{Table(heads, lines).as_markdown()}\n\n{said}"
@@ -133,7 +135,7 @@ def _conditions(record: dict[str, Any]) -> str:
     if "torch" in versions and "rows" in record:
         made.append(f"PyTorch {versions['torch']}")
     if "scaling" in record:
-        made.insert(0, record.get("precision", "float32"))  # older records do not say it
+        made.insert(0, f"`ours-device` in {record['precision']}, the others in float32")
     flags = f" ({', '.join(hardware['processor_flags'])})" if hardware.get("processor_flags") else ""
     return f"{hardware['processor']}{flags}, {hardware['cores']} cores, {', '.join(made)}"
 

@@ -140,8 +140,7 @@ class Muon(Nesterov):
     """Muon for the filters of convolutions, Nesterov for the rest.
 
     A filter bank (kh, kw, C, K) is first scaled to the norm sqrt(K); then it moves by `rate` times the
-    orthogonalised K x (C kh kw) matrix of g + filter_momentum a, where a <- filter_momentum a + g. Each bank by
-    itself; `python -m lab bench --network speedrun --sections update` compares that with padding and stacking them.
+    orthogonalised K x (C kh kw) matrix of g + filter_momentum a, where a <- filter_momentum a + g.
 
     Args:
         is_filter: as for Lars.

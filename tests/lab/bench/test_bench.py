@@ -133,6 +133,7 @@ def test_the_document_s_table_by_hand():
 
 def test_the_document_s_scaling_table_by_hand():
     row = {
+        "way": "ours-xla",
         "images": 2000,
         "batch_size": 1024,
         "threads": 1,
@@ -144,10 +145,10 @@ def test_the_document_s_scaling_table_by_hand():
         "first_step_seconds": 33.0,
         "start_to_first_step_seconds": 45.6,
     }
-    assert tables.scaling_in_markdown(conditions(scaling=[row])).splitlines()[2:] == [
-        "| 2,000 | 1,024 | 1 | 10.00 (9.50–11.00) | 102 | ? | 46 | 5 | 33 |",
+    assert tables.scaling_in_markdown(conditions(scaling=[row], precision="bfloat16")).splitlines()[2:] == [
+        "| `ours-xla` | 2,000 | 1,024 | 1 | 10.00 (9.50–11.00) | 102 | ? | 46 | 5 | 33 |",
         "",
-        "Z80 (avx9), 2 cores, float32, TensorFlow 2.21.0; median (lowest–highest) of 3 steps. Load average before "
+        "Z80 (avx9), 2 cores, `ours-device` in bfloat16, the others in float32, TensorFlow 2.21.0; median (lowest–highest) of 3 steps. Load average before "
         "the start: 0.25.",
     ]
 
@@ -213,10 +214,11 @@ def test_the_command_at_tiny_sizes(tmp_path, capsys):
 
 def test_scaling_sizes():
     sizes = bench.scaling_sizes(512, 2, quick=False)
-    assert len(sizes) == len(set(sizes)) == 8  # three numbers of images, four other batches, one thread
-    assert [(batch, threads) for _, batch, threads in sizes[:3]] == [(512, 2)] * 3
-    assert sizes[-1] == (10_000, 512, 1)
-    assert bench.scaling_sizes(512, 1, quick=True) == [(256, 32, 1)]
+    assert len(sizes) == len(set(sizes)) == 10  # three numbers of images, two other ways, four batches, one thread
+    assert [row[2:] for row in sizes[:5]] == [(512, 2)] * 5
+    assert sizes[2:5] == [(way, 50_000, 512, 2) for way in ("ours-device", "ours-xla", "ours-graph")]
+    assert sizes[-1] == ("ours-device", 10_000, 512, 1)
+    assert bench.scaling_sizes(512, 1, quick=True)[1] == ("ours-xla", 256, 32, 1)
 
 
 def test_the_scaling_rows_by_hand(tmp_path, monkeypatch):
@@ -224,11 +226,12 @@ def test_the_scaling_rows_by_hand(tmp_path, monkeypatch):
         started = 0.0
 
         def __init__(self, process, task, threads):
-            asked.append((process, task.batch_size, task.width, task.data.exists(), threads))
+            ways = ("ours-device", "ours-xla", "ours-graph")
+            asked.append((ways[len(asked)], process, task.batch_size, task.width, task.data.exists(), threads))
             self.seconds = [2.0, 9.0, 1.0, 4.0, 2.0, 3.0]  # building, two uncounted steps, three that count
 
         def ask(self, name, count=0):
-            assert name == "ours-device" and count == (len(self.seconds) < 6)
+            assert name == asked[-1][0] and count == (len(self.seconds) < 6)
             made = {"units": 32, "import_seconds": 0.5, "peak_gib": 8.0 - len(self.seconds), "resident_gib": 1.0}
             return made | {"seconds": self.seconds.pop(0)}
 
@@ -239,7 +242,8 @@ def test_the_scaling_rows_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "Worker", Fake)
     monkeypatch.setattr(bench.record, "hardware", lambda: {"cores": 2})
     rows = bench.scale("davidnet", 8, 3, tmp_path, 0.1, quick=True)
-    assert asked == [("ours", 32, 8, True, 1), ("ours", 32, 8, True, 2)]
+    assert [row["way"] for row in rows] == [way for way, *_ in asked] == ["ours-device", "ours-xla", "ours-graph"]
+    assert [tuple(rest) for _, *rest in asked] == [("ours", 32, 8, True, 2)] * 3
     for row in rows:
         assert row["step_seconds"] == {"median": 3.0, "min": 2.0, "max": 4.0}
         assert row["images_per_second"] == pytest.approx(32 / 3)
@@ -247,7 +251,7 @@ def test_the_scaling_rows_by_hand(tmp_path, monkeypatch):
         assert row["peak_gib"] == 7.0  # after the last of the six
         assert "spread 67%" in row["noisy"]
     assert "davidnet" not in tables.scaling(rows)
-    assert tables.scaling(rows).splitlines()[-1].split()[:6] == ["256", "32", "2", "3.00", "10.7", "7.0"]
+    assert tables.scaling(rows).splitlines()[-1].split()[:7] == ["ours-graph", "256", "32", "2", "3.00", "10.7", "7.0"]
 
 
 @pytest.mark.parametrize(
