@@ -1,4 +1,4 @@
-"""1, 2 and 4 logical CPU devices, each count in a process of its own, train alike."""
+"""1, 2 and 4 logical CPU devices, each count in a process of its own, train alike; so do a CPU's float32 ways."""
 
 import json
 import subprocess
@@ -77,6 +77,20 @@ def test_davidnets_first_steps_and_its_later_losses_are_one_replicas(trained, re
     one, several = trained(1)["losses"], trained(replicas)["losses"]
     np.testing.assert_allclose(several[:3], one[:3], rtol=1e-5)
     np.testing.assert_allclose(several, one, rtol=1e-2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", [{"operations": "fast"}, {"jit": True}], ids=["kernels", "kernels and XLA"])
+def test_a_cpus_ways_train_alike_over_20_steps(trained, way):
+    """In float32, beside TensorFlow's own kernels, whose result without --operations fast is the plain form."""
+    plain, other = trained(1, **SMOOTH, ghost_groups=0), trained(1, **SMOOTH, ghost_groups=0, **way)
+    assert len(plain["losses"]) == STEPS
+    np.testing.assert_allclose(other["losses"], plain["losses"], rtol=1e-4)
+    for path, value in plain.items():
+        np.testing.assert_allclose(other[path], value, atol=2e-3 * np.abs(value).max() + 1e-5, err_msg=path)
+    plain, other = trained(1, ghost_groups=0)["losses"], trained(1, ghost_groups=0, **way)["losses"]
+    np.testing.assert_allclose(other[:3], plain[:3], rtol=1e-5)
+    np.testing.assert_allclose(other, plain, rtol=1e-2)
 
 
 @pytest.mark.long
