@@ -148,8 +148,8 @@ def test_the_document_s_scaling_table_by_hand():
     assert tables.scaling_in_markdown(conditions(scaling=[row], precision="bfloat16")).splitlines()[2:] == [
         "| `ours-xla` | 2,000 | 1,024 | 1 | 10.00 (9.50–11.00) | 102 | ? | 46 | 5 | 33 |",
         "",
-        "Z80 (avx9), 2 cores, `ours-device` in bfloat16, the others in float32, TensorFlow 2.21.0; median (lowest–highest) of 3 steps. Load average before "
-        "the start: 0.25.",
+        "Z80 (avx9), 2 cores, `ours-device` in bfloat16, the others in float32, TensorFlow 2.21.0; median "
+        "(lowest–highest) of 3 steps. Load average before the start: 0.25.",
     ]
 
 
