@@ -20,7 +20,8 @@ from lab.base.errors import Exit, Parser, UserError, exits_with_one_line
 from lab.base.files import write_whole
 from lab.bench import tables as benchtables
 from lab.ladder import published, recipes
-from lab.ladder.recipes import RECIPES, Recipe
+from lab.ladder.recipes import RECIPES
+from lab.ladder.speedruns import Recipe
 from lab.report import figures, follows, groups, tables
 from lab.report.tables import Table
 from lab.runs import results

@@ -210,7 +210,7 @@ def _parser() -> Parser:
     parser.add_argument("--chips", nargs="+", choices=tuple(CHIPS), default=list(CHIPS))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--recipe", default="davidnet", help="of lab/ladder/recipes.py (default: %(default)s)")
+    parser.add_argument("--recipe", default="davidnet", help="of python -m lab recipes (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, help="images a training step on one core (the recipe's)")
     parser.add_argument("--known", type=Path, metavar="FILE", help="a report, whose programs are not compiled again")
     parser.add_argument("--out", type=Path, metavar="FILE", help="for the report, as JSON")

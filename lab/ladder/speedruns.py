@@ -1,0 +1,81 @@
+"""What a recipe is; and the speedruns, K. Jordan's airbench and its successors, each with what it changes in another.
+
+The rungs that lead to them, and what is done with a recipe, stand in lab/ladder/recipes.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+EXPERIMENTS = "cifar10-fast, experiments.ipynb"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published result: test accuracy in percent, number of runs (0: not stated), seconds, hardware.
+
+    `of_runs` says what the accuracy is of several runs: their mean or their median.
+    """
+
+    accuracy: float  # 0: no figure
+    runs: int = 0
+    seconds: float = 0.0
+    hardware: str = "V100"
+    of_runs: str = "mean"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A set of hyperparameters.
+
+    Args:
+        below: the recipe that it changes; "" for none.
+        about: what it is, and what its source says of it.
+        claim: the published result.
+        source: where that was published.
+        changes: the hyperparameters that differ from the one below, but `knots`.
+        knots: of the learning rate, as rows (share of the epochs, epochs after it, share of the peak), so that
+            `--epochs 20` keeps what the source has in epochs; () for the warm-up and straight down, None for those
+            of the one below.
+        warmup_stays: `--epochs` keeps the epochs of the warm-up, if they fit, and not its share of the run.
+        differs: what is known to be otherwise than in the source.
+    """
+
+    below: str
+    about: str
+    claim: Claim
+    source: str = EXPERIMENTS
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    knots: tuple[tuple[float, float, float], ...] | None = None
+    warmup_stays: bool = False
+    differs: str = ""
+
+
+SPEEDRUNS: dict[str, Recipe] = {
+    "speedrun": Recipe(
+        "davidnet",
+        "airbench94_muon: whitening, identity starts, alternating flips and Muon, eight epochs, six views of each test "
+        "image at the end. A rate is read before its update, hence the knots' shift by a step of 1/25 epoch. Muon's "
+        "Newton-Schulz steps are in float32, the original's in bfloat16.",
+        Claim(94.01, 200, 2.59, "A100"),
+        "K. Jordan, cifar10-airbench, airbench94_muon.py; arXiv 2404.00498",
+        {
+            "network": "speednet",
+            "epochs": 8,
+            "batch_size": 2000,
+            "learning_rate": 0.24,
+            "warmup_epochs": 0.0,
+            "momentum": 0.85,
+            "weight_decay": 2e-6,
+            "label_smoothing": 0.2,
+            "pad": 2,
+            "flip": "alternating",
+            "cutout": 0,
+            "optimizer": "muon",
+            "activation": "gelu",
+            "frozen_scales": True,
+            "tta": "six",
+        },
+        knots=((0, 1 / 25, 1), (1, 1 / 25, 0)),
+    ),
+}
