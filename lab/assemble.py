@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -22,8 +22,18 @@ from lab.ladder.averaging import WeightAverage
 from lab.machine import devices, fastest, memory
 from lab.machine.devices import Placement
 from lab.machine.resident import HostBatches, ResidentBatches
-from lab.options import OF_A_RECIPE, OF_DAVIDNET, Ladder, Machine, Runs, Selection, flag
-from train_eager import Config, Training
+from lab.options import (
+    OF_A_RECIPE,
+    OF_DAVIDNET,
+    Ladder,
+    Machine,
+    Runs,
+    Selection,
+    flag,
+    run_length,
+    run_steps,
+)
+from train_eager import Config, Moment, Training
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,9 @@ def checked(values: Mapping[str, Any]) -> Options:
     if options.knots:
         schedules.parse(options.knots)
     networks.parse_blocks(options.blocks)
+    epochs = run_length(options.epochs, options.last_epoch)
+    if options.warmup_epochs >= epochs:
+        raise UserError(f"--warmup-epochs {options.warmup_epochs:g} is not below the run's {epochs:g}; lower it")
     groups = options.ghost_groups
     if groups and options.batch_size % groups:
         near = max(1, round(options.batch_size / groups)) * groups
@@ -100,7 +113,8 @@ def checked(values: Mapping[str, Any]) -> Options:
 
 
 class LabTraining(Training):
-    """The core's training, evaluated on the moving average of its weights if the recipe has one."""
+    """The core's training, evaluated on the moving average of its weights if the recipe has one; it may end within an
+    epoch."""
 
     config: Options
     images: Any  # an ImageSet
@@ -110,6 +124,26 @@ class LabTraining(Training):
     average: WeightAverage | None = None
     evaluation_seconds = 0.0
     why = ""  # the precision is what it is
+
+    def steps_by(self, epoch: int) -> int:
+        """How many steps have been made by the end of that epoch; of the last one there is only a share."""
+        whole = len(self.images.train_labels) // self.config.batch_size
+        return min(epoch * whole, run_steps(run_length(self.config.epochs, self.config.last_epoch), whole))
+
+    def steps_of(self, epoch: int) -> int:
+        """The steps of that epoch."""
+        return self.steps_by(epoch) - self.steps_by(epoch - 1)
+
+    def run(self, first: int = 1, step: int = 0) -> Iterator[Moment]:
+        whole = self.steps_per_epoch
+        self.steps_per_epoch = self.steps_of(first)  # the core's loop reads it anew in each epoch
+        try:
+            for moment in super().run(first, step):
+                yield moment
+                if moment.row:
+                    self.steps_per_epoch = self.steps_of(moment.epoch + 1)
+        finally:
+            self.steps_per_epoch = whole
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it, the network has its averaged weights, if the recipe has them."""

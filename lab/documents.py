@@ -123,7 +123,7 @@ def recipe_table(runs: Runs, names: Iterable[str]) -> str:
     for name in names:
         values, ours = recipes.values(name), groups.todays(list(filter(groups.is_measurement, runs.get(name, []))))
         measured = _measured(ours, values["tta"]) if ours else "not measured yet"
-        rows.append((f"`{name}`", str(values["epochs"]), _claim(RECIPES[name]), measured))
+        rows.append((f"`{name}`", recipes.epochs_of(name), _claim(RECIPES[name]), measured))
     return Table(("recipe", "epochs", "published", "measured here"), rows).as_markdown()
 
 

@@ -19,7 +19,8 @@ from lab.base import console
 from lab.base.errors import Exit, UserError, exhausted
 from lab.ladder import describe, networks, optimizers, recipes, views
 from lab.machine import memory, preflight
-from lab.options import OF_A_RECIPE
+from lab.options import OF_A_RECIPE, run_length
+from lab.report.predictions import VIEWS
 from lab.runs import record
 from lab.runs.checkpoint import Checkpoints, Saved
 from lab.runs.interrupt import Interrupt
@@ -78,10 +79,11 @@ class Drive:
         self.started = time.perf_counter() - progress.total_seconds
         self.epoch_started = time.perf_counter() - progress.epoch_seconds
         with (
-            console.EpochBar(last, training.steps_per_epoch * options.batch_size) as bar,
+            console.EpochBar([training.steps_by(epoch) * options.batch_size for epoch in range(last + 1)]) as bar,
             profiled(self) as stop,
         ):
-            bar.show(progress.epoch, progress.step_of_epoch * options.batch_size)
+            if progress.epoch <= last:
+                bar.show(progress.epoch, progress.step_of_epoch * options.batch_size)
             for moment in training.run(progress.epoch, progress.step_of_epoch):
                 bar.show(moment.epoch, moment.step * options.batch_size)
                 progress.epoch, progress.step_of_epoch = moment.epoch, moment.step
@@ -102,7 +104,8 @@ class Drive:
         options, progress, training = self.options, self.progress, self.training
         # The core's clock began where this process took the epoch up.
         row["train_seconds"] += progress.epoch_seconds
-        row["learning_rate"] = float(optimizers.schedule_of(options)(row["epoch"]))
+        end = min(row["epoch"], run_length(options.epochs, options.last_epoch))
+        row["learning_rate"] = float(optimizers.schedule_of(options)(end))
         self._check_skipped(row["epoch"])
         progress.train_seconds += row["train_seconds"]
         progress.evaluation_seconds = training.evaluation_seconds
@@ -154,7 +157,7 @@ class Drive:
         if self.folder is None:
             return
         about = asdict(progress) | {"hyperparameters": asdict(self.options), "data_sha256": self.data_sha256}
-        steps = (progress.epoch - 1) * self.training.steps_per_epoch + progress.step_of_epoch
+        steps = self.training.steps_by(progress.epoch - 1) + progress.step_of_epoch
         self.checkpoints.save(steps, about)
 
     def _go_on(self, saved: Saved) -> None:
@@ -211,7 +214,7 @@ class Drive:
     def _say_how_long(self, last: int) -> None:
         training = self.training
         step_seconds = (time.perf_counter() - self.epoch_started) / 4
-        total = step_seconds * training.steps_per_epoch * last
+        total = step_seconds * training.steps_by(last)
         if training.kind == "CPU" and total > 600:
             console.say(
                 f"this run will train for about {total / 3600:.1f} hours on this CPU; shorter: --epochs 10, "
@@ -258,7 +261,7 @@ class Drive:
             "airbench_seconds": training.network.whitening_seconds
             + progress.train_seconds
             + progress.evaluation_seconds,
-            "images_per_second": len(rows) * training.steps_per_epoch * options.batch_size / progress.train_seconds,
+            "images_per_second": training.steps_by(len(rows)) * options.batch_size / progress.train_seconds,
             "forward_gflop_per_image": 2 * describe.multiply_adds(training.layers) / 1e9,
         }
 
@@ -321,7 +324,7 @@ def profiled(drive: Drive) -> Iterator[Any]:
     """Within it, TensorFlow's profiler records the first steps; yields a function to call at each moment."""
     folder, training = os.path.expanduser(drive.options.profile), drive.training
     first = drive.progress.step_of_epoch
-    end, running = min(first + PROFILED_STEPS, training.steps_per_epoch), bool(folder)
+    end, running = min(first + PROFILED_STEPS, training.steps_of(drive.progress.epoch)), bool(folder)
     if running:
         tf.profiler.experimental.start(folder)
 
@@ -346,11 +349,11 @@ def profiled(drive: Drive) -> Iterator[Any]:
 def say_header(drive: Drive) -> None:
     """What is trained on what, and what may be wrong."""
     training, options, images = drive.training, drive.options, drive.training.images
-    placement, count, epochs = training.placement, training.replicas, options.epochs
+    placement, count, epochs = training.placement, training.replicas, run_length(options.epochs, options.last_epoch)
     compiles = training.jit or training.kind == "TPU"
     console.header(
         {
-            "recipe": f"{options.recipe}, {epochs} epoch{'s' * (epochs > 1)}, batch {options.batch_size}, "
+            "recipe": f"{options.recipe}, {epochs:g} epoch{'s' * (epochs > 1)}, batch {options.batch_size}, "
             f"seed {options.seed}",
             "data": f"{images.source}: {len(images.train_labels):,} training images, "
             f"{len(images.test_labels):,} {set_name(drive)} images",

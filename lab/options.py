@@ -4,6 +4,7 @@ DavidNet's own stand at the top of train_eager.py; lab/assemble.py puts both tog
 command line is answered at once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -38,6 +39,7 @@ class Ladder:
     blocks: str = option("residual,nothing,residual",
                          "what follows each of davidnet's three pools: residual, extra (one conv-BN-ReLU) or nothing")
     knots: str = option("", "rate as epoch,rate pairs, '0,0 5,0.4 24,0'; empty: the warm-up, then straight down")
+    last_epoch: float = option(1.0, "share of the last epoch that is trained, in steps rounded up", 1e-3, 1)
     flip: str = option("random", "mirror a random half, or each image in every second epoch",
                        choices=("none", "random", "alternating"))
     draws: str = option("each", "crops, flips, cutouts: for each image alone, or in equal groups as post 8",
@@ -143,3 +145,13 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
 def flag(name: str) -> str:
     """The command-line flag of a hyperparameter: --batch-size for batch_size."""
     return "--" + name.replace("_", "-")
+
+
+def run_length(epochs: float, last_epoch: float) -> float:
+    """The epochs of a whole run, of which the last counts by the share that is trained."""
+    return epochs - 1 + last_epoch
+
+
+def run_steps(epochs: float, steps_per_epoch: int) -> int:
+    """The steps of so many epochs; a fraction of a step is made whole, but not one that is mere rounding."""
+    return math.ceil(epochs * steps_per_epoch - 1e-6)

@@ -34,7 +34,7 @@ def listing(records: Path) -> str:
         rows.append(
             (
                 name,
-                str(recipes.values(name)["epochs"]),
+                recipes.epochs_of(name),
                 f"{claim.accuracy:g} %{runs}" if claim.accuracy else "no figure",
                 f"{claim.seconds:g} s, {claim.hardware}" if claim.seconds else "",
                 f"{sum(ours) / len(ours):.2f} % (n={len(ours)})" if ours else "not measured yet",

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -85,14 +85,13 @@ class EpochBar:
     Not shown unless stdout is a terminal or a notebook's. The time left counts training only.
 
     Args:
-        epochs: number of the last one.
-        images: in an epoch.
+        ends: how many images have been seen in all at the run's start, 0, and at the end of each epoch.
     """
 
-    def __init__(self, epochs: int, images: int) -> None:
-        self.epochs, self.epoch = epochs, 0
+    def __init__(self, ends: Sequence[int]) -> None:
+        self.ends, self.epoch = ends, 0
         self.bar = tqdm(
-            total=images,
+            total=ends[1],
             unit="images",
             unit_scale=True,
             leave=False,
@@ -110,11 +109,11 @@ class EpochBar:
         """So many images of that epoch have been seen."""
         if epoch != self.epoch:
             self.epoch = epoch
-            self.bar.reset()
+            self.bar.reset(self.ends[epoch] - self.ends[epoch - 1])
             self.bar.n = self.bar.last_print_n = images  # of a resumed epoch, seen before: not for the rate
-            self.bar.set_description_str(f"epoch {epoch}/{self.epochs}", refresh=False)
+            self.bar.set_description_str(f"epoch {epoch}/{len(self.ends) - 1}", refresh=False)
         self.bar.update(images - self.bar.n)
         rate = self.bar.format_dict["rate"]
         if rate:
-            left = (self.bar.total - images + (self.epochs - epoch) * self.bar.total) / rate
+            left = (self.ends[-1] - self.ends[epoch - 1] - images) / rate
             self.bar.set_postfix_str(f"{tqdm.format_interval(left)} left", refresh=False)

@@ -10,6 +10,7 @@ from lab.ladder import networks, schedules
 from lab.ladder.averaging import WeightAverage
 from lab.ladder.layers import Role, roles
 from lab.ladder.schedules import Knots
+from lab.options import run_length, run_steps
 from schedule import triangle
 from train_eager import EpochRate
 
@@ -187,7 +188,8 @@ def schedule_of(options: Any) -> Knots:
     """The learning rate over the epochs: the knots, or DavidNet's triangle."""
     if options.knots:
         return schedules.parse(options.knots)
-    return Knots(triangle(options.epochs, options.warmup_epochs, options.learning_rate).knots)
+    epochs = run_length(options.epochs, options.last_epoch)
+    return Knots(triangle(epochs, options.warmup_epochs, options.learning_rate).knots)
 
 
 def plans(options: Any, of_weights: Sequence[Role]) -> list[Plan]:
@@ -230,7 +232,7 @@ def make(options: Any, network: tf.keras.Model, steps_per_epoch: int) -> tuple[A
         network: with its variables made; call it in the strategy's scope.
     """
     plain = options.optimizer == "nesterov" and not options.rate_inside and options.bias_factor == 1
-    if plain and not options.knots and not options.ema_every:
+    if plain and not options.knots and not options.ema_every and options.last_epoch == 1:
         return train_eager.make_optimizer(options, network, steps_per_epoch)  # what stands there is what trains
     of_weights = roles(network)
     planned = plans(options, of_weights)

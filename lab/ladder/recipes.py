@@ -14,7 +14,7 @@ from typing import Any
 
 from lab.base.errors import UserError, nearest
 from lab.ladder.speedruns import SPEEDRUNS, Claim, Recipe
-from lab.options import NEEDS, OF_A_RECIPE, Ladder, flag
+from lab.options import NEEDS, OF_A_RECIPE, Ladder, flag, run_length
 
 ROOT = "davidnet"
 TRICKS = "cifar10-fast, bag_of_tricks.ipynb and new_dawn.py"
@@ -334,7 +334,13 @@ def values(name: str) -> dict[str, Any]:
     else:
         defaults = {item.name: item.default for item in fields(Ladder) if item.name in OF_A_RECIPE}
         merged = {**defaults, **recipe.changes}
-    return merged | {"knots": _knots(name, merged["epochs"], merged["learning_rate"])}
+    return merged | {"knots": _knots(name, run_length(merged["epochs"], merged["last_epoch"]), merged["learning_rate"])}
+
+
+def epochs_of(name: str) -> str:
+    """A recipe's epochs as tables show them: 24, or 7.594 where the last one is a part."""
+    recipe = values(name)
+    return f"{run_length(recipe['epochs'], recipe['last_epoch']):.4g}"
 
 
 def _knots(name: str, epochs: float, peak: float) -> str:
@@ -363,7 +369,8 @@ def change(name: str, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> di
     """A recipe's hyperparameters with those that a user gave.
 
     When the epochs change, the warm-up keeps its share of the run unless it is given too or the recipe says that its
-    epochs stay; the knots of the learning rate follow epochs and peak rate as the recipe says.
+    epochs stay; the knots of the learning rate follow epochs and peak rate as the recipe says. Epochs that are given
+    are whole, the last one too, unless its share is given as well.
 
     Args:
         name: of the recipe.
@@ -374,13 +381,16 @@ def change(name: str, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> di
         UserError: for a given one that has no effect beside the others, or epochs too few for the schedule.
     """
     changed = {**recipe, **given}
-    epochs, peak = changed["epochs"], changed["learning_rate"]
-    if _is_number(epochs) and "warmup_epochs" not in given:
-        stays = known(name).warmup_stays and recipe["warmup_epochs"] < epochs
-        changed["warmup_epochs"] = recipe["warmup_epochs"] * (1.0 if stays else epochs / recipe["epochs"])
-    moved = (epochs, peak) != (recipe["epochs"], recipe["learning_rate"])
-    if moved and recipe["knots"] and "knots" not in given and _is_number(epochs) and _is_number(peak):
-        changed["knots"] = _knots(name, epochs, peak)
+    if "epochs" in given and "last_epoch" not in given:
+        changed["last_epoch"] = 1.0
+    if all(_is_number(changed[key]) for key in ("epochs", "last_epoch", "learning_rate")):
+        epochs, before = (run_length(each["epochs"], each["last_epoch"]) for each in (changed, recipe))
+        if "warmup_epochs" not in given:
+            stays = known(name).warmup_stays and recipe["warmup_epochs"] < epochs
+            changed["warmup_epochs"] = recipe["warmup_epochs"] * (1.0 if stays else epochs / before)
+        moved = (epochs, changed["learning_rate"]) != (before, recipe["learning_rate"])
+        if moved and recipe["knots"] and "knots" not in given:
+            changed["knots"] = _knots(name, epochs, changed["learning_rate"])
     for name in given:
         for other, values_needed in NEEDS.get(name, {}).items():
             if given[name] != recipe[name] and changed[other] not in values_needed:

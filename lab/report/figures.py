@@ -26,6 +26,7 @@ from lab.images import formats
 from lab.ladder import published, recipes, schedules
 from lab.ladder.recipes import RECIPES
 from lab.ladder.schedules import Knots
+from lab.options import run_length
 from lab.report import groups, predictions
 from lab.report.predictions import Predictions
 from lab.runs import results
@@ -96,7 +97,8 @@ def learning_rate(run: Run) -> Knots:
     values = recipes.values(run.recipe if run.recipe in RECIPES else recipes.ROOT) | dict(run.hyperparameters)
     if values["knots"]:
         return schedules.parse(values["knots"])
-    return Knots(triangle(values["epochs"], values["warmup_epochs"], values["learning_rate"]).knots)
+    epochs = run_length(values["epochs"], values["last_epoch"])
+    return Knots(triangle(epochs, values["warmup_epochs"], values["learning_rate"]).knots)
 
 
 def title(run: Run) -> str:

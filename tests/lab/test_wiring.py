@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import data
 from lab import assemble
-from lab.ladder import layers, networks, recipes
+from lab.ladder import layers, networks, optimizers, recipes
 from lab.ladder.layers import Style
 
 STYLE = {
@@ -73,6 +73,29 @@ def test_the_logit_scale_reaches_the_logits_and_the_whitening_the_network():
     assert whitened.head.logit_scale == 0.5
     found = (whitened.whiten.size, whitened.whiten.epsilon, whitened.whiten.images)
     assert found == (3, 1e-2, 10_000)  # post 8
+
+
+def test_a_last_epoch_that_is_a_part_has_its_own_steps_rate_and_means(few):
+    """At a rate of 0 the weights stay, so the row can be made again from the images of its three steps alone."""
+    plain = {"pad": 0, "cutout": 0, "flip": "none", "batch_size": 16, "epochs": 2, "last_epoch": 0.5}
+    training = assemble.make(assemble.configure({**few, **plain, "learning_rate": 0.0}))
+    moments = list(training.run())
+    assert [(moment.epoch, moment.step) for moment in moments if not moment.row] == [
+        *((1, step) for step in range(1, 6)),
+        *((2, step) for step in range(1, 4)),  # 1.5 times 5 steps are 7.5
+    ]
+    assert int(training.optimizer.iterations) == 8 and training.steps_per_epoch == 5
+    pixels = training.images.train_images / 255
+    images = (pixels - pixels.mean((0, 1, 2))) / pixels.std((0, 1, 2))
+    losses = []
+    for numbers in data.plan(training.config, 2, 80)[:3, :, 0]:
+        logits = training.network(tf.constant(images[numbers], tf.float32), training=True).numpy().astype(np.float64)
+        logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        losses += list(-logs[np.arange(16), training.images.train_labels[numbers]])
+    assert moments[-1].row["train_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    rate = optimizers.make(assemble.configure({**few, **plain}), training.network, 5)[0].rates[0]
+    expected = np.interp(np.arange(1, 9) / 5, [0, 5 / 24 * 1.5, 1.5], [0, 0.4, 0]) / 16
+    np.testing.assert_allclose([rate(step) for step in range(8)], expected, rtol=1e-5, atol=1e-9)
 
 
 def test_a_rows_loss_and_accuracy_are_those_of_the_smoothed_loss_over_the_images_seen(few):

@@ -41,11 +41,11 @@ def test_the_header_is_aligned(capsys):
 
 @pytest.fixture
 def bar(monkeypatch):
-    """A bar over 3 epochs of 1,000 images, what it writes, and a clock to turn."""
+    """A bar over 2 epochs of 1,000 images and one of 400, what it writes, and a clock to turn."""
     monkeypatch.setattr(console, "in_kernel", lambda: True)
     shown, clock = io.StringIO(), [0.0]
     monkeypatch.setattr("sys.stderr", shown)
-    with console.EpochBar(3, 1000) as made:
+    with console.EpochBar([0, 1000, 2000, 2400]) as made:
         made.bar._time = lambda: clock[0]
         yield made, shown, clock
 
@@ -54,17 +54,19 @@ def test_the_bar_counts_what_is_left_of_the_run(bar):
     made, shown, clock = bar
     made.show(1, 0)
     clock[0] = 1.0
-    made.show(1, 80)  # 80 a second, and 920 + 2,000 to come: 36.5 s
-    assert made.bar.n == 80 and made.bar.postfix == "00:36 left"
+    made.show(1, 80)  # 80 a second, and 920 + 1,400 to come
+    assert made.bar.n == 80 and made.bar.postfix == "00:29 left"
     made.show(2, 0)
     clock[0] = 2.0
     made.show(2, 500)
     assert made.bar.n == 500 and made.bar.desc == "epoch 2/3"
+    made.show(3, 200)
+    assert made.bar.total == 400
     assert "epoch 2/3" in shown.getvalue() and "images/s" in shown.getvalue()
 
 
 def test_no_bar_into_a_file(capsys):
-    with console.EpochBar(1, 10) as made:
+    with console.EpochBar([0, 10]) as made:
         made.show(1, 5)
     assert capsys.readouterr().err == ""
 
