@@ -44,6 +44,8 @@ class Ladder:
                        choices=("none", "random", "alternating"))
     draws: str = option("each", "crops, flips, cutouts: for each image alone, or in equal groups as post 8",
                         choices=("each", "grouped"))
+    brightness: float = option(0.0, "add to each training image a number drawn from +- this, in deviations", 0, 10)
+    contrast: float = option(0.0, "then multiply it by a number drawn from 1 +- this", 0, 1)
     optimizer: str = option("nesterov", "of the filters; lars and muon take nesterov for the rest",
                             choices=("nesterov", "lars", "muon"))
     rate_inside: bool = option(False, "Nesterov's rate inside the accumulator, as in post 8 and Keras")

@@ -24,6 +24,8 @@ FLAGS = {
     "pad": int,
     "flip": str,
     "cutout": int,
+    "brightness": float,
+    "contrast": float,
 }
 
 

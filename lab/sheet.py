@@ -69,7 +69,7 @@ def augmented(batches: HostBatches, rows: int, epochs: int) -> tuple[NDArray[np.
         them, taken back to pixels, uint8 (rows, epochs, H, W, 3).
     """
     images = batches.images
-    plans = [batches.rows(epoch).reshape(-1, 6) for epoch in range(1, epochs + 1)]
+    plans = [np.concatenate(batches.rows(epoch)) for epoch in range(1, epochs + 1)]
     chosen = _one_of_each(images.train_labels, [plan[:, 0] for plan in plans], rows)
     seen = np.empty([len(chosen), epochs, *images.train_images.shape[1:]], np.uint8)
     for column, plan in enumerate(plans):

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from data import Batches, Images, each_replica, plan
 
+PLANNED = 6  # columns of data.plan
 MOST_GROUPS = 200  # of an epoch's images, for one draw each (D. C. Page, post 8)
 
 
 class HostBatches(Batches):
-    """The core's batches, with `flip` alternating and `draws` grouped too.
+    """The core's batches, with `flip` alternating, `draws` grouped and jitter of brightness and contrast too.
 
     A random half of the images, by the seed, is mirrored in the odd epochs and the rest in the even ones, so that any
     two epochs that follow one another show every image both ways (K. Jordan, arXiv 2404.00498, section 3.6).
@@ -26,7 +27,7 @@ class HostBatches(Batches):
         return iter(each_replica(self.strategy, self.rows(epoch)[done:], self.make))
 
     def rows(self, epoch: int) -> NDArray[np.int32]:
-        """The epoch's plan: int32 (steps, batch_size, 6)."""
+        """The epoch's plan: int32 (steps, batch_size, 6), or 8 with jitter, whose two numbers are float32s' bits."""
         count = len(self.images.train_labels)
         rows = plan(self.config, epoch, count)
         if self.config.draws == "grouped":
@@ -34,7 +35,25 @@ class HostBatches(Batches):
         if self.config.flip == "alternating":
             coins = np.random.default_rng([self.config.seed, 0]).integers(0, 2, count)
             rows[..., 3] = (coins[rows[..., 0]] + epoch) % 2
+        if self.config.brightness or self.config.contrast:
+            generator = np.random.default_rng([self.config.seed, epoch, 2])
+            draws = generator.uniform(-1.0, 1.0, (*rows.shape[:2], 2)).astype(np.float32)
+            rows = np.concatenate([rows, draws.view(np.int32)], -1)
         return rows
+
+    def make(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images, labels = super().make(rows[:, :PLANNED])
+        if rows.shape[1] == PLANNED:
+            return images, labels
+        draws = tf.bitcast(rows[:, PLANNED:], tf.float32)  # (b, 2)
+        return jittered(images, draws, self.config.brightness, self.config.contrast), labels
+
+
+def jittered(images: tf.Tensor, draws: tf.Tensor, brightness: float, contrast: float) -> tf.Tensor:
+    """(image + brightness u) (1 + contrast v) of standardised images (B, H, W, C), (u, v) = draws (B, 2), each +-1
+    at most (hiverge/cifar10-speedrun)."""
+    added, factor = brightness * draws[:, 0], 1.0 + contrast * draws[:, 1]
+    return (images + added[:, None, None, None]) * factor[:, None, None, None]
 
 
 def grouped(config: Any, epoch: int, count: int, side: int = 32) -> NDArray[np.int32]:

@@ -10,6 +10,7 @@ import data
 from lab.machine.resident import HostBatches, ResidentBatches, grouped, reflected, take, take_by_products
 
 COUNT, BATCH = 40, 8
+STEADY = {"brightness": 0.0, "contrast": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def images():
 
 def config(**changes):
     return SimpleNamespace(
-        **{"batch_size": BATCH, "pad": 4, "flip": "random", "cutout": 8, "seed": 5, "draws": "each"} | changes
+        **{"batch_size": BATCH, "pad": 4, "flip": "random", "cutout": 8, "seed": 5, "draws": "each"} | STEADY | changes
     )
 
 
@@ -54,6 +55,41 @@ def test_a_batch_is_what_numpy_makes_of_the_plan(images, changes, products):
         for image, row in zip(made.numpy(), rows, strict=True):
             expected = by_numpy(images, row, settings.pad, settings.cutout, row[3])
             np.testing.assert_allclose(image, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [HostBatches, ResidentBatches])
+def test_jitter_is_numpys_of_the_draws(images, kind):
+    """(image + b u) (1 + c v) of the image as it is without, u and v uniform in +-1 for each image of an epoch."""
+    plain, settings = config(), config(brightness=0.3, contrast=0.2)
+    still, jittered = (kind(each, images, one_device()) for each in (plain, settings))
+    draws = np.random.default_rng([5, 2, 2]).uniform(-1, 1, (COUNT // BATCH, BATCH, 2)).astype(np.float32)
+    rows = jittered.rows(2)
+    assert rows.shape == (COUNT // BATCH, BATCH, 8)
+    np.testing.assert_array_equal(rows[..., :6], still.rows(2))
+    np.testing.assert_array_equal(np.ascontiguousarray(rows[..., 6:]).view(np.float32), draws)
+    for row, other, (u, v) in zip(rows, still.rows(2), draws.transpose(0, 2, 1), strict=True):
+        made, labels = tf.function(jittered.make, jit_compile=True)(tf.constant(row))
+        before, same = still.make(tf.constant(other))
+        np.testing.assert_array_equal(labels, same)
+        shape = (BATCH, 1, 1, 1)
+        expected = (before.numpy() + 0.3 * u.reshape(shape)) * (1 + 0.2 * v.reshape(shape))
+        np.testing.assert_allclose(made, expected, atol=2e-6)
+
+
+def test_jitter_is_drawn_anew_in_every_epoch_and_for_every_seed(images):
+    count = 20_000
+    labels = np.zeros(count, np.int32)
+    many = data.Images(np.zeros((count, 32, 32, 3), np.uint8), labels, images.test_images, labels[:7], ("a",))
+
+    def draws(epoch, **changes):
+        batches = object.__new__(HostBatches)  # without its gigabyte
+        batches.config, batches.images = config(batch_size=count, brightness=1.0, **changes), many
+        return np.ascontiguousarray(batches.rows(epoch)[0, :, 6:]).view(np.float32)
+
+    first = draws(1)
+    assert np.abs(first).max() <= 1 and abs(first.mean()) < 0.02 and first.std() == pytest.approx(3**-0.5, rel=0.02)
+    for other in (draws(2), draws(1, seed=6), first[:, ::-1]):
+        assert abs(np.corrcoef(first[:, 0], other[:, 0])[0, 1]) < 0.03
 
 
 def test_grouped_draws_are_equal_groups_each_of_one_draw():
