@@ -52,6 +52,11 @@ class Ladder:
     bias_factor: float = option(1.0, "times the rate of biases and shifts; divides their decay", 1, 1e6)
     filter_rate: float = option(3.24, "lars: peak rate of the filters, whose step it measures in their norms", 0, 1e6)
     filter_momentum: float = option(0.6, "muon: momentum of the filters", 0, 0.9999)
+    filter_decay: float = option(0.0, "muon: share of the filters taken off in a step, over the rate", 0, 1e3)
+    newton_schulz: str = option("airbench", "muon: whose coefficients of its iteration",
+                                choices=("airbench", "hiverge"))
+    rescale_growth: int = option(0, "muon: scale the filters to their norm only every 2 + int(this x progress) steps; "
+                                 "0: in each", 0, 10_000)
     bias_rate: float = option(0.053, "muon: peak rate of biases and shifts, for the summed loss", 0, 1e6)
     head_rate: float = option(0.67, "muon: peak rate of the last layer, for the summed loss", 0, 1e6)
     whiten_bias_epochs: float = option(3.0, "muon: epochs after which the whitening's bias is frozen", 0, 1e5)
@@ -132,6 +137,9 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "blocks": _DAVIDNETS,
     "filter_rate": {"optimizer": ("lars",)},
     "filter_momentum": {"optimizer": ("muon",)},
+    "filter_decay": {"optimizer": ("muon",)},
+    "newton_schulz": {"optimizer": ("muon",)},
+    "rescale_growth": {"optimizer": ("muon",)},
     "bias_rate": {"optimizer": ("muon",)},
     "head_rate": {"optimizer": ("muon",)},
     "whiten_bias_epochs": {"optimizer": ("muon",), "network": ("speednet",)},

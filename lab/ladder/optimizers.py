@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 import train_eager
 from lab.ladder import networks, schedules
@@ -112,7 +114,13 @@ class Lars(Nesterov):
         self.move_inside(index, gradient, variable, rate * size / (slope + self.EPSILON))
 
 
-def orthogonalise(matrix: tf.Tensor, steps: int = 3) -> tf.Tensor:
+NEWTON_SCHULZ = {  # a, b and c of the iteration below
+    "airbench": (3.4445, -4.7750, 2.0315),  # K. Jordan, cifar10-airbench, airbench94_muon.py
+    "hiverge": (3.4576, -4.7391, 2.0843),  # hiverge/cifar10-speedrun, cifar10_speedrun.py
+}
+
+
+def orthogonalise(matrix: tf.Tensor, steps: int = 3, coefficients: str = "airbench") -> tf.Tensor:
     """A Newton-Schulz iteration that brings a matrix' singular values near 1 and keeps its singular vectors.
 
     X <- X / |X|, then `steps` times X <- a X + (b A + c A A) X with A = X X'. The coefficients are chosen for
@@ -123,11 +131,12 @@ def orthogonalise(matrix: tf.Tensor, steps: int = 3) -> tf.Tensor:
     Args:
         matrix: (m, n) float32.
         steps: from 0.
+        coefficients: a key of NEWTON_SCHULZ.
 
     Returns:
         (m, n) float32.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a, b, c = NEWTON_SCHULZ[coefficients]
     tall = matrix.shape[0] > matrix.shape[1]
     x = tf.transpose(matrix) if tall else matrix
     x = x / (tf.norm(x) + 1e-7)
@@ -137,15 +146,32 @@ def orthogonalise(matrix: tf.Tensor, steps: int = 3) -> tf.Tensor:
     return tf.transpose(x) if tall else x
 
 
+def rescaling_steps(steps: int, growth: int) -> NDArray[np.bool_]:
+    """In which of a run's `steps` Muon scales the filters to their norm: bool (steps,).
+
+    Without `growth` in all. With it in those that follow the last such one by 2 + int(growth k / steps), k the number
+    of the step from 1: seldom where the rate is low and the norm hardly drifts (hiverge/cifar10-speedrun).
+    """
+    due, last = np.full(steps, growth == 0), 0
+    for step in range(1, steps + 1) if growth else ():
+        if step - last >= 2 + growth * step // steps:
+            due[step - 1], last = True, step
+    return due
+
+
 class Muon(Nesterov):
     """Muon for the filters of convolutions, Nesterov for the rest.
 
     A filter bank (kh, kw, C, K) is first scaled to the norm sqrt(K); then it moves by `rate` times the
-    orthogonalised K x (C kh kw) matrix of g + filter_momentum a, where a <- filter_momentum a + g.
+    orthogonalised K x (C kh kw) matrix of g + filter_momentum a, where a <- filter_momentum a + g; then it shrinks by
+    `rate` times `filter_decay`.
 
     Args:
         is_filter: as for Lars.
         filter_momentum: from 0 to below 1.
+        filter_decay: from 0; apart from the gradient, whose size the orthogonalisation forgets.
+        coefficients: of the orthogonalisation, a key of NEWTON_SCHULZ.
+        rescales: in which steps the bank is scaled, see rescaling_steps; None: in all.
         others: as Nesterov's.
     """
 
@@ -156,10 +182,14 @@ class Muon(Nesterov):
         *,
         is_filter: Sequence[bool],
         filter_momentum: float,
+        filter_decay: float = 0.0,
+        coefficients: str = "airbench",
+        rescales: NDArray[np.bool_] | None = None,
         **others: Any,
     ) -> None:
         super().__init__(learning_rate, momentum, **others)
-        self.is_filter, self.filter_momentum = tuple(is_filter), filter_momentum
+        self.is_filter, self.filter_momentum, self.filter_decay = tuple(is_filter), filter_momentum, filter_decay
+        self.coefficients, self.rescales = coefficients, rescales
 
     def move(self, index: int, gradient: tf.Tensor, variable: Any, rate: tf.Tensor) -> None:
         if not self.is_filter[index]:
@@ -169,9 +199,13 @@ class Muon(Nesterov):
         self.assign(accumulator, moved)
         direction = gradient + self.filter_momentum * moved
         flat = tf.transpose(tf.reshape(direction, [-1, filters]))  # (K, kh kw C)
-        update = tf.reshape(tf.transpose(orthogonalise(flat)), variable.shape)
+        update = tf.reshape(tf.transpose(orthogonalise(flat, coefficients=self.coefficients)), variable.shape)
         weights = tf.convert_to_tensor(variable)
-        self.assign(variable, weights * (filters**0.5 / tf.norm(weights)) - rate * update)
+        factor = filters**0.5 / tf.norm(weights)
+        if self.rescales is not None:
+            factor = tf.where(tf.gather(tf.constant(self.rescales), self.iterations), factor, 1.0)
+        after = weights * factor - rate * update
+        self.assign(variable, after * (1.0 - rate * self.filter_decay) if self.filter_decay else after)
 
 
 # ---- which weight learns how -------------------------------------------------------------------------------
@@ -251,8 +285,12 @@ def make(options: Any, network: tf.keras.Model, steps_per_epoch: int) -> tuple[A
     if options.optimizer == "lars":
         return Lars(rates[0], options.momentum, is_filter=filters, decays=decays, **common), decays
     if options.optimizer == "muon":
-        momentum = options.filter_momentum
-        return Muon(rates[0], options.momentum, is_filter=filters, filter_momentum=momentum, **common), decays
+        common |= {name: getattr(options, name) for name in ("filter_momentum", "filter_decay")}
+        common["coefficients"] = options.newton_schulz
+        if options.rescale_growth:
+            steps = run_steps(run_length(options.epochs, options.last_epoch), steps_per_epoch)
+            common["rescales"] = rescaling_steps(steps, options.rescale_growth)
+        return Muon(rates[0], options.momentum, is_filter=filters, **common), decays
     return Nesterov(rates[0], options.momentum, **common), decays
 
 

@@ -139,25 +139,29 @@ def test_lars_measures_the_filters_step_before_it_is_accumulated_and_moves_the_r
     np.testing.assert_allclose(rest.numpy(), [other], rtol=1e-5)
 
 
-def newton_schulz(matrix, steps=3):
+COEFFICIENTS = {"airbench": (3.4445, -4.7750, 2.0315), "hiverge": (3.4576, -4.7391, 2.0843)}  # their scripts
+
+
+def newton_schulz(matrix, steps=3, whose="airbench"):
+    first, second, third = COEFFICIENTS[whose]
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (np.linalg.norm(x) + 1e-7)
     for _ in range(steps):
         a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        x = first * x + (second * a + third * a @ a) @ x
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5)])
-@pytest.mark.parametrize("jit", [False, True])
-def test_newton_schulz_is_numpys_in_float64_and_evens_the_singular_values(shape, jit):
+@pytest.mark.parametrize(("jit", "whose"), [(False, "airbench"), (True, "airbench"), (False, "hiverge")])
+def test_newton_schulz_is_numpys_in_float64_and_evens_the_singular_values(shape, jit, whose):
     generator = np.random.default_rng(3)
     count = min(shape)
     left, right = (np.linalg.qr(generator.standard_normal((side, count)))[0] for side in shape)
     matrix = left * np.linspace(0.4, 1.0, count) @ right.T  # well conditioned
-    run = tf.function(orthogonalise, jit_compile=jit)
+    run = tf.function(lambda matrix: orthogonalise(matrix, coefficients=whose), jit_compile=jit)
     result = run(tf.constant(matrix, tf.float32)).numpy()
-    np.testing.assert_allclose(result, newton_schulz(matrix), atol=2e-5)
+    np.testing.assert_allclose(result, newton_schulz(matrix, whose=whose), atol=2e-5)
     found = np.linalg.svd(result.astype(np.float64), compute_uv=False)
     assert found.min() > 0.65 and found.max() < 1.25
     # The singular vectors stay.
@@ -183,6 +187,42 @@ def test_muon_renormalises_the_filters_and_moves_them_along_the_orthogonalised_m
         other -= 0.24 * (0.5 + 0.85 * other_velocity)
     np.testing.assert_allclose(filters.numpy(), weights, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(shift.numpy(), [other], rtol=1e-5)
+
+
+def test_filters_are_rescaled_ever_less_often_as_in_hiverges_script():
+    found = optimizers.rescaling_steps(243, 15)
+    last, expected = 0, []
+    for step in range(1, 244):  # its own arithmetic, in floating point
+        if step - last >= 2 + int(15 * (step / 243)):
+            expected.append(step)
+            last = step
+    assert list(np.flatnonzero(found) + 1) == expected
+    assert expected[:14] == [2, 4, 6, 8, 10, 12, 14, 16, 19, 22, 25, 28, 31, 35]  # by hand: 3 from step 17, 4 from 33
+    assert optimizers.rescaling_steps(5, 0).all()
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_muon_as_hiverge_has_it(jit):
+    """Filters scaled to their norm in some steps, other coefficients, and a decay that is not in the gradient."""
+    generator = np.random.default_rng(5)
+    start = generator.standard_normal((3, 3, 4, 6))
+    gradients = generator.standard_normal((5, *start.shape))
+    filters = tf.Variable(start.astype(np.float32))
+    how = {"filter_momentum": 0.655, "filter_decay": 0.5, "coefficients": "hiverge"}
+    muon = Muon(Doubling(), 0.825, is_filter=[True], rescales=np.array([False, True, False, False, True]), **how)
+    muon.build([filters])
+    apply = tf.function(lambda gradient: muon.apply([gradient], [filters]), jit_compile=jit)
+    weights, velocity = start.copy(), 0.0
+    for step, gradient in enumerate(gradients):
+        apply(tf.constant(gradient, tf.float32))
+        rate = 0.01 * 2.0**step
+        velocity = 0.655 * velocity + gradient
+        direction = (gradient + 0.655 * velocity).transpose(3, 2, 0, 1).reshape(6, -1)  # PyTorch's order
+        update = newton_schulz(direction, whose="hiverge").reshape(6, 4, 3, 3).transpose(2, 3, 1, 0)
+        if step in (1, 4):
+            weights *= np.sqrt(6) / np.linalg.norm(weights)
+        weights = (weights - rate * update) * (1 - rate * 0.5)
+    np.testing.assert_allclose(filters.numpy(), weights, rtol=1e-3, atol=1e-4)
 
 
 # ---- which weight learns how -------------------------------------------------------------------------------
