@@ -23,6 +23,7 @@ from lab.ladder import published, recipes
 from lab.ladder.recipes import RECIPES
 from lab.ladder.speedruns import Recipe
 from lab.report import figures, follows, groups, tables
+from lab.report.predictions import VIEWS
 from lab.report.tables import Table
 from lab.runs import results
 from lab.runs.results import Run
@@ -156,7 +157,7 @@ def _measured(runs: Sequence[Run], views: str) -> str:
     digits = 2 if len(runs) == 1 else 3
     shown = f"{_mean([100 * run.accuracy for run in runs], digits)} %"
     if views != "none":
-        shown += f" with {views} views ({_mean([100 * run.test_accuracy for run in runs], digits)} % without)"
+        shown += f" with {VIEWS[views]} ({_mean([100 * run.test_accuracy for run in runs], digits)} % without)"
     machines = "; ".join(dict.fromkeys(tables.machine(run) for run in runs))
     unlike = [f"unlike today's recipe: {text}" for text in dict.fromkeys(run.unlike for run in runs) if text]
     return "; ".join([shown, f"n = {len(runs)}, {_seeds(runs)}", machines, *unlike])

@@ -140,7 +140,10 @@ class Drive:
                 result["weights_sha256"] = record.write_weights(self.folder, arrays)
             record.write_result(self.folder, result)
         ending = "" if last == options.epochs else f" after {last} of the schedule's {options.epochs} epochs"
-        seen = "" if progress.tta_accuracy is None else f", {progress.tta_accuracy:.4f} over {options.tta} views"
+        seen = ""
+        if progress.tta_accuracy is not None:
+            cost = f"evaluation: {progress.evaluation_seconds:.1f} s, with one view {training.evaluation_seconds:.1f} s"
+            seen = f", {progress.tta_accuracy:.4f} with {VIEWS[options.tta]} ({cost})"
         console.say(f"\n{set_name(self)} accuracy {result['test_accuracy']:.4f}{seen}{ending}")
         if training.placement.workers > 1:  # every worker prints it, so that they can be compared
             console.say(f"weights sha256 {weights_sha256(training)}")

@@ -20,7 +20,7 @@ NETWORKS = (
     "globalpool",
     "speednet",
 )
-VIEWS = ("none", "flip", "six")
+VIEWS = ("none", "flip", "six", "unsure")
 LOGICAL_DEVICES = 8  # at most; each compiles the step again and takes its own memory
 
 
@@ -69,7 +69,8 @@ class Ladder:
     whiten: bool = option(False, "whitening filters, fitted to the training images, as first convolution")
     ema_every: int = option(0, "steps between updates of the weights' moving average; 0: none", 0, 1_000_000)
     ema_keeps: float = option(0.99, "share of the average that a step keeps; evaluation uses the average", 0, 0.999999)
-    tta: str = option("none", "views of a test image at the end, whose logits are averaged", choices=VIEWS)
+    tta: str = option("none", "views of a test image at the end, whose logits are averaged; unsure: six of the quarter "
+                      "of the images whose class is least probable", choices=VIEWS)
 
 
 @dataclass(frozen=True)

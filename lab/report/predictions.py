@@ -12,7 +12,8 @@ from lab.base.files import decode, encode, sum_of, write_whole
 from lab.runs.results import Fields, clean, load
 
 NAME = "predictions.json"
-VIEWS = {"none": "one view", "flip": "two views", "six": "six views"}  # what is said of --tta
+# What is said of --tta.
+VIEWS = {"none": "one view", "flip": "two views", "six": "six views", "unsure": "six views of the unsure quarter"}
 RESULT = "result_sha256"  # the key for the sum of the result.json beside which they were made
 PNG = b"\x89PNG\r\n\x1a\n"  # its first bytes
 MOST_CLASSES = 1000
