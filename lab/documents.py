@@ -35,6 +35,7 @@ FIRST = (recipes.ROOT, "speedrun")  # the recipes of the README's table, measure
 SOURCES = {  # what a recipe's source mentions, and where it is
     "cifar10-fast": "https://github.com/davidcpage/cifar10-fast",
     "cifar10-airbench": "https://github.com/KellerJordan/cifar10-airbench",
+    "hiverge/cifar10-speedrun": "https://github.com/hiverge/cifar10-speedrun",
 }
 BLOCK = re.compile(r"(<!-- records: ([a-z -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 MANY_SEEDS = 10  # beyond which they are not listed

@@ -19,6 +19,7 @@ NETWORKS = (
     "maxpool",
     "globalpool",
     "speednet",
+    "hivenet",
 )
 VIEWS = ("none", "flip", "six", "unsure")
 LOGICAL_DEVICES = 8  # at most; each compiles the step again and takes its own memory
@@ -61,7 +62,7 @@ class Ladder:
     head_rate: float = option(0.67, "muon: peak rate of the last layer, for the summed loss", 0, 1e6)
     whiten_bias_epochs: float = option(3.0, "muon: epochs after which the whitening's bias is frozen", 0, 1e5)
     dropout: float = option(0.0, "share of a convolution's outputs set to 0 before batch norm", 0, 0.9999)
-    activation: str = option("relu", "between the layers", choices=("relu", "celu", "gelu"))
+    activation: str = option("relu", "between the layers", choices=("relu", "celu", "gelu", "silu"))
     celu_alpha: float = option(1.0, "where a CELU levels off: at minus this", 1e-3, 1e3)
     pool_first: bool = option(False, "pool before batch norm and activation instead of after them")
     ghost_groups: int = option(0, "parts of the batch with batch statistics of their own; 0: a replica's", 0, 100_000)
@@ -131,6 +132,7 @@ OF_A_RECIPE = (
 # What decides which training a run is.
 IDENTITY = ("recipe", *OF_A_RECIPE, "seed", *(item.name for item in fields(Selection)))
 
+_SPEEDNETS = ("speednet", "hivenet")
 _DAVIDNETS = {"network": ("davidnet",)}
 _STYLED = {"network": tuple(name for name in NETWORKS if name not in ("dawnbench", "dawn", "shortcuts"))}
 # Which value another hyperparameter must have for one to have any effect.
@@ -143,12 +145,12 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "rescale_growth": {"optimizer": ("muon",)},
     "bias_rate": {"optimizer": ("muon",)},
     "head_rate": {"optimizer": ("muon",)},
-    "whiten_bias_epochs": {"optimizer": ("muon",), "network": ("speednet",)},
+    "whiten_bias_epochs": {"optimizer": ("muon",), "network": _SPEEDNETS},
     "bias_factor": {"optimizer": ("nesterov", "lars")},
     "celu_alpha": {"activation": ("celu",)},
     "whiten": _DAVIDNETS,
     "logit_scale": _DAVIDNETS,
-    "pool_first": {"network": tuple(name for name in _STYLED["network"] if name != "speednet")},
+    "pool_first": {"network": tuple(name for name in _STYLED["network"] if name not in _SPEEDNETS)},
     "dropout": _STYLED,
 }
 

@@ -29,7 +29,7 @@ class Style:
         fast: use the forms of lab/machine/kernels.py that are made for a CPU under XLA.
         dropout: share of a convolution's outputs set to 0 before BN in training, from 0 to below 1.
         pool_first: pool between convolution and batch norm, which then has a quarter of the work.
-        activation: relu, celu or gelu.
+        activation: relu, celu, gelu or silu.
         celu_alpha: where a CELU levels off: at -alpha.
         ghost_groups: parts of the global batch that are normalised each by itself; 0: the replica's whole batch.
         frozen_scales: batch norm's scales stay as they start.
@@ -253,13 +253,14 @@ def celu(values: tf.Tensor, alpha: float) -> tf.Tensor:
 
 
 class Activation(tf.keras.layers.Layer):
-    """The style's activation, elementwise: ReLU, CELU, or GELU, x times the normal distribution's share below x."""
+    """The style's activation, elementwise: ReLU, CELU, GELU, x times the normal distribution's share below x, or SiLU,
+    x times the logistic function of x."""
 
     def __init__(self, style: Style) -> None:
         super().__init__()
         self.kind, self.alpha = style.activation, style.celu_alpha
-        functions = {"relu": tf.nn.relu, "celu": partial(celu, alpha=self.alpha), "gelu": tf.nn.gelu}
-        self.function = functions[self.kind]
+        smooth = {"celu": partial(celu, alpha=self.alpha), "gelu": tf.nn.gelu, "silu": tf.nn.silu}
+        self.function = {"relu": tf.nn.relu, **smooth}[self.kind]
         # Of many operations, each of which would read and write memory; under XLA they are one loop in any case.
         if style.fast and self.kind != "relu" and self.compute_dtype != "float32":
             self.function = kernels.compiled_elementwise(self.function)

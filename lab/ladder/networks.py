@@ -246,13 +246,20 @@ class SpeedNet(tf.keras.Model):
 
     Whitening 2x2 convolution to 24 with a bias, activation; groups of c, 4c, 4c filters; max-pool 3; linear without
     bias, divided by its inputs. Convolutions start as the identity on their first filters.
+
+    Args:
+        classes: number of classes.
+        style: of the layers in the groups.
+        width: c.
+        images: how many the whitening is fitted to.
+        activation: after the whitening.
     """
 
-    def __init__(self, classes: int, style: Style, *, width: int) -> None:
+    def __init__(self, classes: int, style: Style, *, width: int, images: int, activation: str) -> None:
         super().__init__(autocast=False)  # as Variant
         starts = (Dirac(style.seed, index) for index in itertools.count())
-        self.whiten = Whiten(2, 5e-4, 5_000, both_signs=True, seed=style.seed)
-        self.activation = Activation(style)
+        self.whiten = Whiten(2, 5e-4, images, both_signs=True, seed=style.seed)
+        self.activation = Activation(replace(style, activation=activation))
         self.group1 = ConvGroup(width, starts, style)
         self.group2 = ConvGroup(4 * width, starts, style)
         self.group3 = ConvGroup(4 * width, starts, style)
@@ -309,7 +316,12 @@ def _other(kind: Callable[..., tf.keras.Model], **fixed: Any) -> Callable[[Any, 
 
 def _speednet(options: Any, classes: int, style: Style) -> tf.keras.Model:
     style = replace(style, pool_first=True, bn_epsilon=1e-12, bn_keeps=0.6)
-    return SpeedNet(classes, style, width=options.width)
+    return SpeedNet(classes, style, width=options.width, images=5_000, activation=style.activation)
+
+
+def _hivenet(options: Any, classes: int, style: Style) -> tf.keras.Model:
+    style = replace(style, pool_first=True, bn_epsilon=1e-12, bn_keeps=0.5566)
+    return SpeedNet(classes, style, width=options.width, images=960, activation="gelu")
 
 
 NETWORKS: dict[str, Network] = {
@@ -322,6 +334,7 @@ NETWORKS: dict[str, Network] = {
     "maxpool": Network("3x3 with max-pool 2", _other(Backbone, down="maxpool", widths=(2, 4, 4))),
     "globalpool": Network("that, wider, global max-pool", _other(Backbone, down="maxpool", widths=(2, 4, 8))),
     "speednet": Network("airbench94_muon's network", _speednet),
+    "hivenet": Network("that network as hiverge has it", _hivenet),
 }
 ABOUT = {name: network.about for name, network in NETWORKS.items()}
 

@@ -137,7 +137,11 @@ def gelu(x):
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
 
 
-def speednet(net, images):
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def speednet(net, images, activation=gelu):
     """airbench94_muon.py's CifarNet in training: whiten, GELU, three ConvGroups, max-pool 3, head over its inputs."""
     x = gelu(conv(images, net.whiten.kernel.numpy(), 0) + net.whiten.bias.numpy())
     for group in (net.group1, net.group2, net.group3):
@@ -145,23 +149,27 @@ def speednet(net, images):
             x = conv(x, block.conv.kernel.numpy(), 1)
             x = pool(x, 2) if pooled else x
             normal = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-12)
-            x = gelu(normal + block.norm.shift.numpy())
+            x = activation(normal + block.norm.shift.numpy())
     features = pool(x, 3)[:, 0, 0]
     return features @ net.head.kernel.numpy() / features.shape[1]
 
 
-def test_the_speedruns_network_is_airbench94s():
-    net = network(recipe="speedrun")
+@pytest.mark.parametrize(
+    ("recipe", "activation", "keeps", "count"),
+    [("speedrun", gelu, 0.6, 5_000), ("speedrun-hiverge", silu, 0.5566, 960)],
+)
+def test_the_speedruns_network_is_airbench94s_and_hiverges(recipe, activation, keeps, count):
+    net = network(recipe=recipe)
     images = np.random.default_rng(0).standard_normal((6, 32, 32, 3))
     networks.fit_whitening(net, images.astype(np.float32))
     net.whiten.bias.assign(np.random.default_rng(1).standard_normal(24))
-    expected = speednet(net, images)
+    expected = speednet(net, images, activation)
     logits = net(tf.constant(images, tf.float32), training=True)
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
     first = gelu(conv(images, net.whiten.kernel.numpy(), 0) + net.whiten.bias.numpy())
     moments = pool(conv(first, net.group1.first.conv.kernel.numpy(), 1), 2).mean((0, 1, 2))
-    np.testing.assert_allclose(net.group1.first.norm.running_mean, 0.4 * moments, rtol=1e-3, atol=1e-5)
-    assert (net.whiten.epsilon, net.whiten.images) == (5e-4, 5_000)
+    np.testing.assert_allclose(net.group1.first.norm.running_mean, (1 - keeps) * moments, rtol=1e-3, atol=1e-5)
+    assert (net.whiten.epsilon, net.whiten.images) == (5e-4, count)
 
 
 def test_the_speedruns_constants_are_airbench94s():
@@ -174,6 +182,18 @@ def test_the_speedruns_constants_are_airbench94s():
     assert {name: getattr(configured, name) for name in published} == published
     values = recipes.values("speedrun")
     assert {name: values[name] for name in published} == published
+
+
+def test_hiverges_constants_are_its_own():
+    published = {  # cifar10_speedrun.py; 243 steps of 32 an epoch, a bias trained for ceil(0.2 * 32) of them
+        "epochs": 8, "last_epoch": 243 / 32 - 7, "batch_size": 1536, "learning_rate": 0.205, "momentum": 0.825,
+        "filter_momentum": 0.655, "filter_decay": pytest.approx(0.0016002048), "rescale_growth": 15,
+        "newton_schulz": "hiverge", "bias_rate": 0.0573, "head_rate": 0.5415, "weight_decay": 1.0418e-06,
+        "label_smoothing": 0.09, "pad": 2, "flip": "alternating", "cutout": 0, "brightness": 0.1399,
+        "contrast": 0.1308, "whiten_bias_epochs": 7 / 32, "activation": "silu", "tta": "unsure",
+    }  # fmt: skip
+    configured = assemble.configure({"recipe": "speedrun-hiverge"})
+    assert {name: getattr(configured, name) for name in published} == published
 
 
 @pytest.mark.parametrize("name", ["dawn", "shortcuts", "conv1", "conv3", "maxpool", "globalpool"])

@@ -305,6 +305,25 @@ def test_the_speedruns_rates_at_every_step_are_the_originals():
     assert isinstance(found, Muon) and list(found.is_filter) == is_filter and found.filter_momentum == 0.6
 
 
+def test_hiverges_rates_at_every_step_are_the_originals():
+    hiverge, network = options("speedrun-hiverge"), made(Front, Last, True)
+    found, decays = optimizers.make(hiverge, network, 32)
+    steps, rates = np.arange(243), dict(zip(layers.roles(network), found.rates, strict=True))
+    falling = 1 - steps / 243
+    expected = {
+        Role.WHITENING_BIAS: 0.0573 * np.maximum(0, 1 - steps / 7), Role.FILTER: 0.205 * falling,
+        Role.SHIFT: 0.0573 * falling, Role.HEAD: 0.5415 * falling,
+    }  # fmt: skip
+    for role, values in expected.items():
+        np.testing.assert_allclose([rates[role](step) for step in steps], values, rtol=1e-4, atol=1e-6)
+    share = {Role.FILTER: 0, Role.HEAD: 1536 * 1.0418e-6 / 0.5415}
+    rest = 1536 * 1.0418e-6 / 0.0573
+    np.testing.assert_allclose(decays, [share.get(role, rest) for role in layers.roles(network)])
+    assert (found.filter_momentum, found.coefficients) == (0.655, "hiverge")
+    assert found.filter_decay == pytest.approx(1536 * 1.0418e-6)
+    np.testing.assert_array_equal(found.rescales, optimizers.rescaling_steps(243, 15))
+
+
 def test_post_8_moves_the_shifts_64_times_as_fast():
     network = made(Front, Last, False)
     found, decays = optimizers.make(options("tricks-frozen"), network, 97)

@@ -63,6 +63,7 @@ PARAMETERS = {
     "tricks-smoothing": DAVIDNET, "tricks-celu": DAVIDNET, "tricks-ghost": DAVIDNET,
     "tricks-frozen": DAVIDNET - SCALES, "tricks-whiten": WHITENED, "tricks-ema": WHITENED,
     "bag-of-tricks": WHITENED, "eager-tutorial": DAVIDNET, "fenwicks": DAVIDNET, "speedrun": SPEEDNET,
+    "speedrun-hiverge": SPEEDNET,
 }  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def test_recipes_of_one_network_have_the_parameters_of_one():
 LEARNS = (
     "post0-dawnbench", "post1-baseline", "post4-backbone", "post4-no-repeat", "post4-conv3", "post4-maxpool",
     "post4-global-pool", "post4-bn-scale1", "post4-extra", "davidnet", "lars", "tricks-frozen", "bag-of-tricks",
-    "speedrun",
+    "speedrun", "speedrun-hiverge",
 )  # fmt: skip
 
 
@@ -182,6 +183,7 @@ SOURCES = {
     "eager-tutorial": (24, 512, 0, [(0, 0), (5, 0.4), (24, 0)]),
     "fenwicks": (24, 512, 8, [(0, 0), (5, 0.4), (24, 0)]),
     "speedrun": (8, 2000, 0, [(0.04, 0.24), (8.04, 0)]),
+    "speedrun-hiverge": (8, 1536, 0, [(1 / 32, 0.205), (244 / 32, 0)]),
 }  # fmt: skip
 
 
@@ -223,6 +225,26 @@ def test_with_other_epochs_what_is_absolute_stays(name, epochs, knots):
     options = assemble.configure({"recipe": name, "epochs": epochs})
     expected = np.interp(np.linspace(0, epochs, 1001), *zip(*knots, strict=True))
     np.testing.assert_allclose(rates(options), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warmup", "knots"),
+    [
+        ({"last_epoch": 0.4}, 5 / 24 * 23.4, []),
+        ({"epochs": 12, "last_epoch": 0.5}, 5 / 24 * 11.5, []),
+        ({"last_epoch": 0.4, "warmup_epochs": 5.0}, 5, []),
+        ({"recipe": "bag-of-tricks", "last_epoch": 0.5}, 1.9, [(0, 0), (1.9, 1), (7.5, 0.1), (9.5, 0.1)]),
+        ({"recipe": "speedrun-hiverge", "epochs": 4}, 0, [(1 / 32, 0.205), (4 + 1 / 32, 0)]),  # four whole ones
+        ({"recipe": "speedrun-hiverge", "last_epoch": 21 / 32}, 0, [(1 / 32, 0.205), (246 / 32, 0)]),
+    ],
+)
+def test_a_last_epoch_that_is_a_part_shortens_the_schedule(changes, warmup, knots):
+    options = assemble.configure(changes)
+    assert options.warmup_epochs == pytest.approx(warmup)
+    pairs = [tuple(map(float, pair.split(","))) for pair in options.knots.split()]
+    np.testing.assert_allclose(np.array(pairs), np.array(knots), rtol=1e-9)
+    with pytest.raises(UserError, match=r"--warmup-epochs 1\.8 is not below the run's 1\.7; lower it"):
+        assemble.configure({"epochs": 2, "last_epoch": 0.7, "warmup_epochs": 1.8})
 
 
 def test_a_lower_peak_lowers_every_knot_and_knots_of_ones_own_stay():

@@ -129,6 +129,22 @@ def test_a_run_resumed_twice_around_an_epochs_end_has_the_undisturbed_rows(short
         }
 
 
+def test_a_run_stopped_in_a_last_epoch_that_is_a_part_ends_like_its_twin(short, tmp_path, monkeypatch):
+    """With jitter, decay and rescaling at intervals, which must not depend on where it was stopped either."""
+    options = short | {"recipe": "speedrun-hiverge", "last_epoch": 0.5, "rescale_growth": 4}
+    twin = tmp_path / "twin"
+    whole = command.train(**options | {"out": str(twin)})
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, 1)
+        with pytest.raises(UserError, match="SIGTERM in epoch 2 after step 1 of 3"):
+            command.train(**options)
+    again = command.train(resume=short["out"])
+    assert faults.left(Path(short["out"])) == faults.left(twin)
+    assert [row["train_loss"] for row in again["epochs"]] == [row["train_loss"] for row in whole["epochs"]]
+    assert whole["images_per_second"] == pytest.approx(8 * 16 / whole["train_seconds"])
+    assert whole["epochs"][1]["learning_rate"] == pytest.approx(0.205 / 48)  # a step of 1/32 epoch before the end
+
+
 STOPPER = """
 import os, signal, sys
 import train_eager
