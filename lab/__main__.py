@@ -1,5 +1,6 @@
 """python -m lab: lists the tools and starts them."""
 
+import re
 import sys
 
 from lab.base.errors import UserError, exits_with_one_line, nearest
@@ -17,6 +18,7 @@ TOOLS = {  # name: module, what it does
     "bench": ("lab.bench.bench", "seconds of a step beside PyTorch, Keras and the tutorial"),
     "tpu": ("lab.tpu.lower", "compiles a training step for a TPU without having one"),
     "notebook": ("lab.colab.make", "writes colab_cell.py and davidnet.ipynb from the four files"),
+    "posts": ("lab.posts.frame", "the posts' experiments, as post6 norms: what is claimed, and whether it holds"),
     "documents": ("lab.documents", "fills the tables of README and docs from records/"),
 }
 
@@ -31,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  {tool:<10} {about}")
         print("\nTraining is python train_eager.py.")
         return 0
+    if re.fullmatch(r"post\d+", name):
+        name, rest = "posts", [name, *rest]
     if name not in TOOLS:
         raise UserError(f"unknown tool {name}; {nearest(name, TOOLS) or 'python -m lab lists them'}")
     sys.argv[0] = f"python -m lab {name}"  # what the tool's -h and messages call it

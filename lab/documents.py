@@ -4,7 +4,9 @@
     python -m lab documents --check    # exits with 1 if one is not what the records say
 
 A table stands between `<!-- records: NAME -->` and `<!-- end -->`, in whichever document has the mark. A figure is
-made of a recipe's records. Drawing needs matplotlib, checking does not; nothing here needs TensorFlow.
+made of a recipe's records, or of the record of an experiment of the posts: records/post6-norms-cpu.json has the mark
+`records: post6 norms` and the picture figures/post6-norms.svg. Drawing needs matplotlib, checking does not; TensorFlow
+is loaded for the experiments alone.
 """
 
 import hashlib
@@ -13,11 +15,12 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lab.base.errors import Exit, Parser, UserError, exits_with_one_line
-from lab.base.files import write_whole
+from lab.base.files import sum_of, write_whole
 from lab.bench import tables as benchtables
 from lab.ladder import published, recipes
 from lab.ladder.recipes import RECIPES
@@ -25,8 +28,9 @@ from lab.ladder.speedruns import Recipe
 from lab.report import figures, follows, groups, tables
 from lab.report.predictions import VIEWS
 from lab.report.tables import Table
-from lab.runs import results
+from lab.runs import record, results
 from lab.runs.results import Run
+from lab.start import load
 from lab.tpu import table as tputables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +41,7 @@ SOURCES = {  # what a recipe's source mentions, and where it is
     "cifar10-airbench": "https://github.com/KellerJordan/cifar10-airbench",
     "hiverge/cifar10-speedrun": "https://github.com/hiverge/cifar10-speedrun",
 }
-BLOCK = re.compile(r"(<!-- records: ([a-z -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- records: ([a-z0-9 -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 MANY_SEEDS = 10  # beyond which they are not listed
 
 Runs = dict[str, list[Run]]  # by recipe
@@ -50,8 +54,8 @@ def stale(root: Path) -> list[str]:
     """
     runs = of_recipes(root / RECORDS)
     names = [name for name, (before, after) in _documents(root, runs).items() if before != after]
-    for name, members in _drawn(runs):
-        if not (root / name).exists() or _digest(members) not in _read(root / name):
+    for name, digest, _ in _drawn(root, runs):
+        if not (root / name).exists() or digest not in _read(root / name):
             names.append(name)
     return names
 
@@ -65,10 +69,10 @@ def write(root: Path) -> list[str]:
     for name, (_, after) in _documents(root, runs).items():
         if name in changed:
             write_whole(root / name, after)
-    for name, members in _drawn(runs):
+    for name, digest, draw in _drawn(root, runs):
         if name in changed:
             (root / name).parent.mkdir(exist_ok=True)
-            write_whole(root / name, figures.as_svg(figures.curves(members), _digest(members)))
+            write_whole(root / name, figures.as_svg(draw(), digest))
     return changed
 
 
@@ -88,7 +92,7 @@ def _read(path: Path) -> str:
 
 def _documents(root: Path, runs: Runs) -> dict[str, tuple[str, str]]:
     """Each document's text, as it is and as the records have it."""
-    paths = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    paths = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
     texts = {path.relative_to(root).as_posix(): _read(path) for path in paths}
     makers = _makers(root / RECORDS, runs)
     marks = sorted(match[2] for text in texts.values() for match in BLOCK.finditer(text))
@@ -113,7 +117,18 @@ def _makers(folder: Path, runs: Runs) -> dict[str, Callable[[], str]]:
         "bench speedrun": lambda: benchtables.rows_in_markdown(results.load(folder / "bench-speedrun-cpu.json")),
         "scaling": lambda: benchtables.scaling_in_markdown(results.load(folder / "scaling-cpu.json")),
         "tpu": lambda: tputables.table(results.load(folder / "tpu-compile.json")["programs"]),
+        **{name: partial(_verdict, path) for name, path in of_posts(folder).items()},
     }
+
+
+def of_posts(folder: Path) -> dict[str, Path]:
+    """The records of the posts' experiments, by their marks: "post6 norms" for post6-norms-cpu.json."""
+    paths = [path for path in sorted(folder.glob("post*.json")) if not record.is_result(path)]
+    return {path.stem.removesuffix("-cpu").replace("-", " ", 1): path for path in paths}
+
+
+def _verdict(path: Path) -> str:
+    return str(load("lab.posts.frame").as_markdown(record.read_result(path)))
 
 
 # ---- tables ------------------------------------------------------------------------------------------------
@@ -197,9 +212,21 @@ def curve_table(runs: Runs) -> str:
 # ---- figures -----------------------------------------------------------------------------------------------
 
 
-def _drawn(runs: Runs) -> list[tuple[str, list[Run]]]:
-    """The figures and whose curves they show."""
-    return [(f"{FIGURES}/{name}.svg", groups.todays(runs[name])) for name in FIRST if name in runs]
+def _drawn(root: Path, runs: Runs) -> list[tuple[str, str, Callable[[], Any]]]:
+    """Each figure: its name, a digest of what it shows, which stands in it, and what draws it."""
+    found: list[tuple[str, str, Callable[[], Any]]] = []
+    for name in FIRST:
+        if name in runs:
+            members = groups.todays(runs[name])
+            found.append((f"{FIGURES}/{name}.svg", _digest(members), partial(figures.curves, members)))
+    for name, path in of_posts(root / RECORDS).items():
+        digest = f"record sha256 {sum_of(path)}"
+        found.append((f"{FIGURES}/{name.replace(' ', '-')}.svg", digest, partial(_picture, path)))
+    return found
+
+
+def _picture(path: Path) -> Any:
+    return load("lab.posts.frame").draw(record.read_result(path))
 
 
 def _digest(runs: Sequence[Run]) -> str:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = ("schedule", "model", "data", "train_eager")
 FLOORS = (
     "core", "lab.base", "lab.options", "lab.images", "lab.machine", "lab.ladder", "lab.runs", "lab.report", "lab",
+    "lab.posts",
 )  # fmt: skip
 # The command line on top of the core, which reaches into lab/ where it is run as a script, in one line.
 HAND_OVER = re.compile(r"    from lab\.\w+ import main as lab_main\b.*")

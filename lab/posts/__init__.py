@@ -1,0 +1,1 @@
+"""The experiments of "How to train your ResNet": what each post claims beside its recipes, and whether it holds."""
