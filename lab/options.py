@@ -70,6 +70,10 @@ class Ladder:
     whiten: bool = option(False, "whitening filters, fitted to the training images, as first convolution")
     ema_every: int = option(0, "steps between updates of the weights' moving average; 0: none", 0, 1_000_000)
     ema_keeps: float = option(0.99, "share of the average that a step keeps; evaluation uses the average", 0, 0.999999)
+    lookahead_every: int = option(0, "steps after which an average takes the weights' place; 0: none", 0, 1_000_000)
+    lookahead_keeps: float = option(0.7, "share of that average that it keeps each time", 0, 0.999999)
+    lookahead_power: float = option(0.0, "that share grows from 0 as this power of the run's; 0: constant", 0, 100)
+    lookahead_epochs: float = option(0.0, "lookahead in so many last epochs only; 0: all along", 0, 1e5)
     tta: str = option("none", "views of a test image at the end, whose logits are averaged; unsure: six of the quarter "
                       "of the images whose class is least probable", choices=VIEWS)
 
@@ -152,6 +156,15 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "logit_scale": _DAVIDNETS,
     "pool_first": {"network": tuple(name for name in _STYLED["network"] if name not in _SPEEDNETS)},
     "dropout": _STYLED,
+    "ema_every": {"lookahead_every": (0,)},
+    "lookahead_every": {"ema_every": (0,)},
+}
+# Which have an effect only beside one that is not 0.
+WITH: dict[str, str] = {
+    "ema_keeps": "ema_every",
+    "lookahead_keeps": "lookahead_every",
+    "lookahead_power": "lookahead_every",
+    "lookahead_epochs": "lookahead_every",
 }
 
 

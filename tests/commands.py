@@ -67,6 +67,8 @@ COMBINATIONS = (
     "--recipe speedrun --logit-scale 2",
     "--network dawn --pool-first",
     "--ema-keeps 0.5",
+    "--lookahead-epochs 1",
+    "--lookahead-every 2 --ema-every 2",
     "--tpu x --device cpu",
     "--tpu x --device gpu",
     "--tpu nowhere.invalid",

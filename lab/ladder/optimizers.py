@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 import train_eager
 from lab.ladder import networks, schedules
-from lab.ladder.averaging import WeightAverage
+from lab.ladder.averaging import Lookahead, WeightAverage
 from lab.ladder.layers import Role, roles
 from lab.ladder.schedules import Knots
 from lab.options import run_length, run_steps
@@ -42,7 +42,7 @@ class Nesterov(train_eager.Nesterov):
         *,
         rate_inside: bool = False,
         rates: Sequence[Any] = (),
-        average: WeightAverage | None = None,
+        average: WeightAverage | Lookahead | None = None,
     ) -> None:
         super().__init__(learning_rate, momentum)
         self.rate_inside, self.rates, self.average = rate_inside, tuple(rates), average
@@ -266,7 +266,8 @@ def make(options: Any, network: tf.keras.Model, steps_per_epoch: int) -> tuple[A
         network: with its variables made; call it in the strategy's scope.
     """
     plain = options.optimizer == "nesterov" and not options.rate_inside and options.bias_factor == 1
-    if plain and not options.knots and not options.ema_every and options.last_epoch == 1:
+    plain = plain and not options.knots and options.last_epoch == 1
+    if plain and not options.ema_every and not options.lookahead_every:
         return train_eager.make_optimizer(options, network, steps_per_epoch)  # what stands there is what trains
     of_weights = roles(network)
     planned = plans(options, of_weights)
@@ -275,10 +276,7 @@ def make(options: Any, network: tf.keras.Model, steps_per_epoch: int) -> tuple[A
         knots: EpochRate(curve, options.epochs, steps_per_epoch, options.batch_size) for knots, curve in curves.items()
     }
     decays = [plan.decay * options.batch_size for plan in planned]
-    average = None
-    if options.ema_every:
-        followed = networks.averaged_variables(network)
-        average = WeightAverage(followed, options.ema_keeps, options.ema_every)
+    average = _average(options, networks.averaged_variables(network), steps_per_epoch)
     rates = [tables[plan.rate.knots] for plan in planned]
     common: dict[str, Any] = {"rate_inside": options.rate_inside, "rates": rates, "average": average}
     filters = [role is Role.FILTER for role in of_weights]
@@ -294,6 +292,26 @@ def make(options: Any, network: tf.keras.Model, steps_per_epoch: int) -> tuple[A
     return Nesterov(rates[0], options.momentum, **common), decays
 
 
+def _average(options: Any, followed: Sequence[Any], steps_per_epoch: int) -> WeightAverage | Lookahead | None:
+    """The moving average that these hyperparameters ask for, if any."""
+    if options.ema_every:
+        return WeightAverage(followed, options.ema_keeps, options.ema_every)
+    if not options.lookahead_every:
+        return None
+    steps = run_steps(run_length(options.epochs, options.last_epoch), steps_per_epoch)
+    last = options.lookahead_epochs or options.epochs
+    return Lookahead(
+        followed,
+        steps,
+        every=options.lookahead_every,
+        keeps=options.lookahead_keeps,
+        power=options.lookahead_power,
+        start=max(0, steps - round(last * steps_per_epoch)),
+    )
+
+
 def average_of(optimizer: tf.keras.optimizers.Optimizer) -> WeightAverage | None:
-    """The moving average that an optimizer of `make` keeps, with float16's loss scaling around it or not."""
-    return getattr(getattr(optimizer, "inner_optimizer", optimizer), "average", None)
+    """The moving average on which a network is evaluated, of an optimizer of `make`, with float16's loss scaling around
+    it or not."""
+    average = getattr(getattr(optimizer, "inner_optimizer", optimizer), "average", None)
+    return average if isinstance(average, WeightAverage) else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from lab.base.errors import UserError, nearest
 from lab.ladder.speedruns import SPEEDRUNS, Claim, Recipe
-from lab.options import NEEDS, OF_A_RECIPE, Ladder, flag, run_length
+from lab.options import NEEDS, OF_A_RECIPE, WITH, Ladder, flag, run_length
 
 ROOT = "davidnet"
 TRICKS = "cifar10-fast, bag_of_tricks.ipynb and new_dawn.py"
@@ -403,8 +403,9 @@ def change(name: str, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> di
             f"--warmup-epochs {given['warmup_epochs']} has no effect with --knots {changed['knots']!r}, which say the "
             "rate of every epoch; leave it out"
         )
-    if not changed["ema_every"] and "ema_keeps" in given:
-        raise UserError(f"--ema-keeps {given['ema_keeps']} has no effect without --ema-every; give both")
+    for name, other in WITH.items():
+        if name in given and not changed[other]:
+            raise UserError(f"{flag(name)} {given[name]} has no effect without {flag(other)}; give both")
     return changed
 
 

@@ -172,7 +172,10 @@ def test_needs_name_hyperparameters_and_their_values():
     defaults = {item.name: item for item in dataclasses.fields(assemble.Options)}
     for name, needed in options.NEEDS.items():
         for other, values in needed.items():
-            assert name in defaults and set(values) <= set(defaults[other].metadata["choices"])
+            limits = defaults[other].metadata
+            known = limits["choices"] or (limits["low"], limits["high"])
+            assert name in defaults and set(values) <= set(known)
+    assert options.WITH.keys() | set(options.WITH.values()) <= defaults.keys()
 
 
 def test_importing_and_helping_load_no_tensorflow():

@@ -391,6 +391,24 @@ def test_it_starts_at_the_network_and_holds_all_that_evaluation_reads():
     assert optimizers.average_of(optimizers.make(options("lars"), network, 10)[0]) is None
 
 
+def test_lookahead_lasts_the_run_or_its_last_epochs_and_evaluation_is_on_the_weights():
+    network = networks.make(options("davidnet", width=4), 10, fast=False)
+    every = {"lookahead_every": 4, "lookahead_keeps": 0.7}
+    whole, last = (
+        optimizers.make(options("davidnet", epochs=9, **every, **more), network, 32)[0]
+        for more in ({"lookahead_power": 3.0}, {"lookahead_epochs": 0.625})
+    )
+    due = np.flatnonzero(whole.average.replaces.numpy())
+    np.testing.assert_array_equal(due, np.arange(4, 289, 4))
+    np.testing.assert_allclose(whole.average.shares.numpy()[due], 0.7 * (due / 288) ** 3, rtol=1e-5)
+    np.testing.assert_array_equal(np.flatnonzero(last.average.replaces.numpy()), [272, 276, 280, 284, 288])
+    shares = last.average.shares.numpy()
+    np.testing.assert_allclose(shares[[267, 268, 269, 272, 273, 288]], [1, 0, 1, 0.7, 1, 0.7], rtol=1e-6)
+    assert {id(v) for v in whole.average.followed} == {id(v) for v in network.variables}
+    assert all(any(v is average for v in whole.variables) for average in whole.average.averages)
+    assert optimizers.average_of(whole) is None
+
+
 def test_davidnets_own_update_is_the_cores():
     network = networks.make(options("davidnet", width=4), 10, fast=False)
     found, decays = optimizers.make(options("davidnet"), network, 10)

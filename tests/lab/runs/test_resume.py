@@ -114,7 +114,9 @@ def stop_at(monkeypatch, epoch, step):
 
 
 def test_a_run_resumed_twice_around_an_epochs_end_has_the_undisturbed_rows(short, tmp_path, monkeypatch):
-    """The sums of the part of an epoch that was made before a stop are in its row, and in no other."""
+    """The sums of the part of an epoch that was made before a stop are in its row, and in no other; and the average
+    that takes the weights' place goes on from what it was."""
+    short = short | {"lookahead_every": 2}
     whole = command.train(**short | {"out": str(tmp_path / "whole")})
     with monkeypatch.context() as patch:
         stop_at(patch, 1, 2)
