@@ -43,6 +43,7 @@ class Ladder:
     last_epoch: float = option(1.0, "share of the last epoch that is trained, in steps rounded up", 1e-3, 1)
     flip: str = option("random", "mirror a random half, or each image in every second epoch",
                        choices=("none", "random", "alternating"))
+    across_epochs: bool = option(False, "images that an epoch's batches leave over are the next one's first")
     draws: str = option("each", "crops, flips, cutouts: for each image alone, or in equal groups as post 8",
                         choices=("each", "grouped"))
     brightness: float = option(0.0, "add to each training image a number drawn from +- this, in deviations", 0, 10)

@@ -4,6 +4,7 @@ The data set lives on the device as bytes; of each batch only its rows of the pl
 """
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ MOST_GROUPS = 200  # of an epoch's images, for one draw each (D. C. Page, post 8
 
 
 class HostBatches(Batches):
-    """The core's batches, with `flip` alternating, `draws` grouped and jitter of brightness and contrast too.
+    """The core's batches, with `flip` alternating, `draws` grouped, jitter of brightness and contrast, and epochs that
+    leave no image over too.
 
     A random half of the images, by the seed, is mirrored in the odd epochs and the rest in the even ones, so that any
     two epochs that follow one another show every image both ways (K. Jordan, arXiv 2404.00498, section 3.6).
@@ -27,16 +29,31 @@ class HostBatches(Batches):
         return iter(each_replica(self.strategy, self.rows(epoch)[done:], self.make))
 
     def rows(self, epoch: int) -> NDArray[np.int32]:
-        """The epoch's plan: int32 (steps, batch_size, 6), or 8 with jitter, whose two numbers are float32s' bits."""
+        """The epoch's plan: int32 (steps, batch_size, 6), or 8 with jitter, whose two numbers are float32s' bits.
+
+        With `across_epochs` the passes over the images follow one another without a gap, and an epoch is what its
+        batches hold, also if that begins in one pass and ends in the next.
+        """
+        count, size = len(self.images.train_labels), self.config.batch_size
+        if not self.config.across_epochs:
+            return self.one_pass(self.config, epoch)
+        steps = count // size
+        before, past = divmod((epoch - 1) * steps * size, count)
+        each = SimpleNamespace(**vars(self.config) | {"batch_size": 1})  # no image of a pass is left out
+        rows = np.concatenate([self.one_pass(each, before + 1), self.one_pass(each, before + 2)])
+        return rows[past : past + steps * size].reshape(steps, size, -1)
+
+    def one_pass(self, config: Any, epoch: int) -> NDArray[np.int32]:
+        """data.plan with the draws and flips that `config` asks for."""
         count = len(self.images.train_labels)
-        rows = plan(self.config, epoch, count)
-        if self.config.draws == "grouped":
-            rows[..., 1:] = grouped(self.config, epoch, count)[rows[..., 0]]
-        if self.config.flip == "alternating":
-            coins = np.random.default_rng([self.config.seed, 0]).integers(0, 2, count)
+        rows = plan(config, epoch, count)
+        if config.draws == "grouped":
+            rows[..., 1:] = grouped(config, epoch, count)[rows[..., 0]]
+        if config.flip == "alternating":
+            coins = np.random.default_rng([config.seed, 0]).integers(0, 2, count)
             rows[..., 3] = (coins[rows[..., 0]] + epoch) % 2
-        if self.config.brightness or self.config.contrast:
-            generator = np.random.default_rng([self.config.seed, epoch, 2])
+        if config.brightness or config.contrast:
+            generator = np.random.default_rng([config.seed, epoch, 2])
             draws = generator.uniform(-1.0, 1.0, (*rows.shape[:2], 2)).astype(np.float32)
             rows = np.concatenate([rows, draws.view(np.int32)], -1)
         return rows

@@ -10,7 +10,7 @@ import data
 from lab.machine.resident import HostBatches, ResidentBatches, grouped, reflected, take, take_by_products
 
 COUNT, BATCH = 40, 8
-STEADY = {"brightness": 0.0, "contrast": 0.0}
+STEADY = {"brightness": 0.0, "contrast": 0.0, "across_epochs": False}
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,29 @@ def test_alternating_flips_show_every_image_both_ways_in_two_epochs(images):
         mirrored[epoch, rows[:, 0]] = rows[:, 3]
     assert (mirrored[1] + mirrored[2] == 1).all() and (mirrored[1] == mirrored[3]).all()
     assert 8 < mirrored[1].sum() < 32  # a half: of 40 coins, 4 deviations either way
+
+
+@pytest.mark.parametrize("draws", ["each", "grouped"])
+def test_epochs_that_leave_no_image_over_are_one_stream_of_whole_passes(images, draws):
+    """Batches of 12 of 40 images: an epoch has 3 of them, and of 10 epochs' 360 images 9 passes are made."""
+    batches = HostBatches(
+        config(batch_size=12, across_epochs=True, flip="alternating", draws=draws), images, one_device()
+    )
+    epochs = [batches.rows(epoch) for epoch in range(1, 11)]
+    assert {rows.shape for rows in epochs} == {(3, 12, 6)} and epochs[0].dtype == np.int32
+    passes = np.concatenate(epochs).reshape(9, COUNT, 6)
+    for rows in passes:
+        np.testing.assert_array_equal(np.sort(rows[:, 0]), np.arange(COUNT))
+    orders = {tuple(rows[:, 0]) for rows in passes}
+    crops = {tuple(rows[np.argsort(rows[:, 0]), 1]) for rows in passes}
+    assert len(orders) == len(crops) == 9
+    mirrored = np.stack([rows[np.argsort(rows[:, 0]), 3] for rows in passes])
+    assert (mirrored[:-1] + mirrored[1:] == 1).all()  # every image in every second pass
+    fresh = HostBatches(batches.config, images, one_device())  # from seed and epoch alone
+    np.testing.assert_array_equal(fresh.rows(7), epochs[6])
+    sent = [labels.numpy() for _, labels in fresh.open(7, 1)]
+    np.testing.assert_array_equal(sent, images.train_labels[epochs[6][1:, :, 0]])
+    assert batches.rows(0).shape == (3, 12, 6)  # which the warm-up takes a batch of
 
 
 def test_reflection_by_index_is_numpys_padding():
