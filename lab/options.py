@@ -51,7 +51,7 @@ class Ladder:
     optimizer: str = option("nesterov", "of the filters; lars and muon take nesterov for the rest",
                             choices=("nesterov", "lars", "muon"))
     rate_inside: bool = option(False, "Nesterov's rate inside the accumulator, as in post 8 and Keras")
-    bias_factor: float = option(1.0, "times the rate of biases and shifts; divides their decay", 1, 1e6)
+    bias_factor: float = option(1.0, "times the rate of batch norm's shifts; divides their decay", 1, 1e6)
     filter_rate: float = option(3.24, "lars: peak rate of the filters, whose step it measures in their norms", 0, 1e6)
     filter_momentum: float = option(0.6, "muon: momentum of the filters", 0, 0.9999)
     filter_decay: float = option(0.0, "muon: share of the filters taken off in a step, over the rate", 0, 1e3)
@@ -61,7 +61,7 @@ class Ladder:
                                  "0: in each", 0, 10_000)
     bias_rate: float = option(0.053, "muon: peak rate of biases and shifts, for the summed loss", 0, 1e6)
     head_rate: float = option(0.67, "muon: peak rate of the last layer, for the summed loss", 0, 1e6)
-    whiten_bias_epochs: float = option(3.0, "muon: epochs after which the whitening's bias is frozen", 0, 1e5)
+    whiten_bias_epochs: float = option(0.0, "epochs after which the whitening's bias is frozen; 0: never", 0, 1e5)
     dropout: float = option(0.0, "share of a convolution's outputs set to 0 before batch norm", 0, 0.9999)
     activation: str = option("relu", "between the layers", choices=("relu", "celu", "gelu", "silu"))
     celu_alpha: float = option(1.0, "where a CELU levels off: at minus this", 1e-3, 1e3)
@@ -150,7 +150,7 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "rescale_growth": {"optimizer": ("muon",)},
     "bias_rate": {"optimizer": ("muon",)},
     "head_rate": {"optimizer": ("muon",)},
-    "whiten_bias_epochs": {"optimizer": ("muon",), "network": _SPEEDNETS},
+    "whiten_bias_epochs": {"network": _SPEEDNETS},
     "bias_factor": {"optimizer": ("nesterov", "lars")},
     "celu_alpha": {"activation": ("celu",)},
     "whiten": _DAVIDNETS,

@@ -233,11 +233,13 @@ def plans(options: Any, of_weights: Sequence[Role]) -> list[Plan]:
 
 
 def _davidnets_plan(options: Any, schedule: Knots, role: Role) -> Plan:
-    """DavidNet's; post 8: `bias_factor` times the rate, and the decay divided by it, for shifts and biases; post 6: the
-    filters' schedule in the same shape with a peak of their own."""
+    """DavidNet's; post 8: `bias_factor` times the rate, and the decay divided by it, for shifts; post 6: the filters'
+    schedule in the same shape with a peak of their own; airbench95: a whitening's bias that is frozen after a while."""
     if options.optimizer == "lars" and role is Role.FILTER:
         return Plan(schedule.times(options.filter_rate / (schedule.peak or 1.0)), options.weight_decay)
-    factor = options.bias_factor if role in (Role.SHIFT, Role.WHITENING_BIAS) else 1.0
+    if role is Role.WHITENING_BIAS and options.whiten_bias_epochs:
+        schedule = schedule.until(options.whiten_bias_epochs)
+    factor = options.bias_factor if role is Role.SHIFT else 1.0
     return Plan(schedule.times(factor), options.weight_decay / factor)
 
 
@@ -251,7 +253,7 @@ def _speedruns_plan(options: Any, schedule: Knots, role: Role) -> Plan:
         return Plan(schedule.times(options.batch_size), 0.0)  # Muon's step does not grow with the gradient
     rate = options.head_rate if role is Role.HEAD else options.bias_rate
     shape = schedule.times(rate / (schedule.peak or 1.0) * options.batch_size)
-    if role is Role.WHITENING_BIAS:
+    if role is Role.WHITENING_BIAS and options.whiten_bias_epochs:
         start = schedule.knots[0][0]
         shape = Knots([(start, rate * options.batch_size), (start + options.whiten_bias_epochs, 0.0)])
     return Plan(shape, options.weight_decay / rate if rate else 0.0)

@@ -40,6 +40,10 @@ class Knots(PiecewiseLinear):
         """The schedule with all its rates multiplied."""
         return Knots([(x, rate * y) for x, y in self.knots])
 
+    def until(self, epoch: float) -> "Knots":
+        """The same up to this epoch, then 0."""
+        return Knots([*(knot for knot in self.knots if knot[0] < epoch), (epoch, self(epoch)), (epoch + 1e-6, 0.0)])
+
     @property
     def peak(self) -> float:
         """The highest rate."""

@@ -328,7 +328,7 @@ def test_post_8_moves_the_shifts_64_times_as_fast():
     network = made(Front, Last, False)
     found, decays = optimizers.make(options("tricks-frozen"), network, 97)
     plain = np.interp(11 / 97, [0, 3.4, 17], [0, 0.6, 0]) / 512
-    quick = [role in (Role.SHIFT, Role.WHITENING_BIAS) for role in layers.roles(network)]
+    quick = [role is Role.SHIFT for role in layers.roles(network)]
     np.testing.assert_allclose([rate(10) for rate in found.rates], plain * np.where(quick, 64, 1), rtol=1e-5)
     np.testing.assert_allclose(decays, 512 * 5e-4 / np.where(quick, 64, 1))
     assert found.rate_inside and type(found) is Nesterov

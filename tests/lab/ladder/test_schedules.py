@@ -91,3 +91,10 @@ def test_the_command_draws(tmp_path, capsys):
     assert (tmp_path / "rate.png").read_bytes().startswith(b"\x89PNG")
     assert schedules.main(["--plot", str(tmp_path / "absent" / "rate.png")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_schedule_until_an_epoch_is_itself_and_then_0():
+    knots, at = schedules.Knots([(0, 0.0), (2, 1.0), (6, 0.0)]), np.arange(81) / 10
+    for end in (1.0, 2.0, 3.5, 7.0):
+        expected = np.where(at <= end, np.interp(at, [0, 2, 6], [0, 1, 0]), 0)
+        np.testing.assert_allclose(knots.until(end)(at), expected, atol=1e-9)
