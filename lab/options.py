@@ -20,6 +20,8 @@ NETWORKS = (
     "globalpool",
     "speednet",
     "hivenet",
+    "speednet95",
+    "speednet96",
 )
 VIEWS = ("none", "flip", "six", "unsure")
 LOGICAL_DEVICES = 8  # at most; each compiles the step again and takes its own memory
@@ -137,7 +139,7 @@ OF_A_RECIPE = (
 # What decides which training a run is.
 IDENTITY = ("recipe", *OF_A_RECIPE, "seed", *(item.name for item in fields(Selection)))
 
-_SPEEDNETS = ("speednet", "hivenet")
+_SPEEDNETS = ("speednet", "hivenet", "speednet95", "speednet96")
 _DAVIDNETS = {"network": ("davidnet",)}
 _STYLED = {"network": tuple(name for name in NETWORKS if name not in ("dawnbench", "dawn", "shortcuts"))}
 # Which value another hyperparameter must have for one to have any effect.

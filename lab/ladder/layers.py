@@ -160,12 +160,23 @@ class Whiten(tf.keras.layers.Layer):
         both_signs: each filter a second time, negated; a bias, which is trained; no padding; the eigenvalues of
             moments divided by n. As in cifar10-airbench; otherwise zero padding, no bias and n - 1, as in
             cifar10-fast.
-        seed: of the bias, which starts uniform in +-1/sqrt(size * size * C), PyTorch's default.
+        bias_bound: the bias starts uniform in +- this; None: PyTorch's default, 1/sqrt(size * size * C).
+        seed: of the bias.
     """
 
-    def __init__(self, size: int, epsilon: float, images: int, *, both_signs: bool, seed: int = 0) -> None:
+    def __init__(
+        self,
+        size: int,
+        epsilon: float,
+        images: int,
+        *,
+        both_signs: bool,
+        bias_bound: float | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__(dtype="float32")
         self.size, self.epsilon, self.images, self.both_signs, self.seed = size, epsilon, images, both_signs, seed
+        self.bias_bound = bias_bound
 
     def build(self, input_shape: Any) -> None:
         outputs = self.size**2 * input_shape[-1] * (2 if self.both_signs else 1)
@@ -173,7 +184,7 @@ class Whiten(tf.keras.layers.Layer):
         self.kernel = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="kernel")
         self.bias = None
         if self.both_signs:
-            bound = 1.0 / np.sqrt(self.size**2 * input_shape[-1])
+            bound = 1.0 / np.sqrt(self.size**2 * input_shape[-1]) if self.bias_bound is None else self.bias_bound
             self.bias = self.add_weight(
                 shape=(outputs,), initializer=Between(self.seed, FIRST_BIAS, -bound, bound), name="bias"
             )

@@ -94,6 +94,23 @@ class ConvGroup(tf.keras.Model):
         return self.second(self.first(images, training=training), training=training)
 
 
+class DeepGroup(tf.keras.Model):
+    """A ConvGroup, then convolution and batch norm; the first's output is added before the last activation."""
+
+    def __init__(self, filters: int, starts: Iterator[Uniform], style: Style) -> None:
+        super().__init__()
+        self.first = ConvBN(filters, next(starts), style, pool=True)
+        self.second = ConvBN(filters, next(starts), style)
+        start = next(starts)
+        self.conv, self.norm = Conv(filters, start, fast=style.fast), BatchNorm(style, start)
+        self.add, self.activation = Add(), Activation(style)
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        x = self.first(images, training=training)
+        y = self.norm(self.conv(self.second(x, training=training)), training=training)
+        return self.activation(self.add(x, y))
+
+
 class Variant(tf.keras.Model):
     """DavidNet with other blocks, or with patch whitening: images (N, 32, 32, 3) to logits (N, classes), float32.
 
@@ -242,37 +259,50 @@ class Backbone(tf.keras.Model):
 
 
 class SpeedNet(tf.keras.Model):
-    """The network of K. Jordan's airbench94_muon (cifar10-airbench; arXiv 2404.00498).
+    """The network of K. Jordan's airbench94_muon (cifar10-airbench; arXiv 2404.00498), of hiverge's and, if `plain`, of
+    airbench95 and 96.
 
-    Whitening 2x2 convolution to 24 with a bias, activation; groups of c, 4c, 4c filters; max-pool 3; linear without
-    bias, divided by its inputs. Convolutions start as the identity on their first filters.
+    Whitening 2x2 convolution to 24 with a bias, activation; three groups; max-pool 3; linear without bias.
+    Convolutions start as the identity on their first filters. The bias and the last layer start at random and with
+    the deviation 1, and the logits are divided by its inputs; or if `plain` at 0 and as in PyTorch, and by 9.
 
     Args:
         classes: number of classes.
         style: of the layers in the groups.
-        width: c.
+        widths: filters of the groups.
         images: how many the whitening is fitted to.
         activation: after the whitening.
+        group: ConvGroup or DeepGroup.
+        plain: see above.
     """
 
-    def __init__(self, classes: int, style: Style, *, width: int, images: int, activation: str) -> None:
+    def __init__(
+        self,
+        classes: int,
+        style: Style,
+        *,
+        widths: tuple[int, int, int],
+        images: int = 5_000,
+        activation: str = "gelu",
+        group: Callable[..., tf.keras.Model] = ConvGroup,
+        plain: bool = False,
+    ) -> None:
         super().__init__(autocast=False)  # as Variant
         starts = (Dirac(style.seed, index) for index in itertools.count())
-        self.whiten = Whiten(2, 5e-4, images, both_signs=True, seed=style.seed)
+        self.whiten = Whiten(2, 5e-4, images, both_signs=True, bias_bound=0.0 if plain else None, seed=style.seed)
         self.activation = Activation(replace(style, activation=activation))
-        self.group1 = ConvGroup(width, starts, style)
-        self.group2 = ConvGroup(4 * width, starts, style)
-        self.group3 = ConvGroup(4 * width, starts, style)
+        self.group1, self.group2, self.group3 = (group(width, starts, style) for width in widths)
         self.pool = GlobalPool(fast=style.fast)
-        start = UnitDeviation(style.seed, next(starts).index)
-        self.head = Head(classes, start, logit_scale=1.0 / (4 * width))
+        last = next(starts).index
+        start = Uniform(style.seed, last) if plain else UnitDeviation(style.seed, last)
+        self.head = Head(classes, start, logit_scale=1 / 9 if plain else 1 / widths[-1])
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         x = self.activation(self.whiten(images))  # (N, 31, 31, 24)
         x = self.group1(x, training=training)  # (N, 15, 15, c)
-        x = self.group2(x, training=training)  # (N, 7, 7, 4c)
-        x = self.group3(x, training=training)  # (N, 3, 3, 4c)
-        return self.head(self.pool(x))  # (N, 4c) -> (N, classes)
+        x = self.group2(x, training=training)  # (N, 7, 7, .)
+        x = self.group3(x, training=training)  # (N, 3, 3, .)
+        return self.head(self.pool(x))  # (N, .) -> (N, classes)
 
 
 # ---- by name -----------------------------------------------------------------------------------------------
@@ -314,14 +344,13 @@ def _other(kind: Callable[..., tf.keras.Model], **fixed: Any) -> Callable[[Any, 
     return make
 
 
-def _speednet(options: Any, classes: int, style: Style) -> tf.keras.Model:
-    style = replace(style, pool_first=True, bn_epsilon=1e-12, bn_keeps=0.6)
-    return SpeedNet(classes, style, width=options.width, images=5_000, activation=style.activation)
+def _speednet(*factors: int, keeps: float, **fixed: Any) -> Callable[[Any, int, Style], tf.keras.Model]:
+    def make(options: Any, classes: int, style: Style) -> tf.keras.Model:
+        style = replace(style, pool_first=True, bn_epsilon=1e-12, bn_keeps=keeps)
+        first, second, third = (factor * options.width for factor in factors)
+        return SpeedNet(classes, style, widths=(first, second, third), **fixed)
 
-
-def _hivenet(options: Any, classes: int, style: Style) -> tf.keras.Model:
-    style = replace(style, pool_first=True, bn_epsilon=1e-12, bn_keeps=0.5566)
-    return SpeedNet(classes, style, width=options.width, images=960, activation="gelu")
+    return make
 
 
 NETWORKS: dict[str, Network] = {
@@ -333,8 +362,10 @@ NETWORKS: dict[str, Network] = {
     "conv3": Network("four conv-BN-ReLU, 3x3 with stride 2", _other(Backbone, down="conv3", widths=(2, 4, 4))),
     "maxpool": Network("3x3 with max-pool 2", _other(Backbone, down="maxpool", widths=(2, 4, 4))),
     "globalpool": Network("that, wider, global max-pool", _other(Backbone, down="maxpool", widths=(2, 4, 8))),
-    "speednet": Network("airbench94_muon's network", _speednet),
-    "hivenet": Network("that network as hiverge has it", _hivenet),
+    "speednet": Network("airbench94_muon's network", _speednet(1, 4, 4, keeps=0.6)),
+    "hivenet": Network("that network as hiverge has it", _speednet(1, 4, 4, keeps=0.5566, images=960)),
+    "speednet95": Network("airbench95's network", _speednet(1, 3, 3, keeps=0.6, plain=True)),
+    "speednet96": Network("airbench96_faster's network", _speednet(1, 3, 4, keeps=0.9, plain=True, group=DeepGroup)),
 }
 ABOUT = {name: network.about for name, network in NETWORKS.items()}
 

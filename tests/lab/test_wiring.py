@@ -141,35 +141,56 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
-def speednet(net, images, activation=gelu):
-    """airbench94_muon.py's CifarNet in training: whiten, GELU, three ConvGroups, max-pool 3, head over its inputs."""
+def speednet(net, images, activation, divisor):
+    """airbench's networks in training: whiten, GELU, three ConvGroups, max-pool 3, head over the divisor."""
+
+    def normal(x, conv_of, norm, pooled=False):
+        x = conv(x, conv_of.kernel.numpy(), 1)
+        x = pool(x, 2) if pooled else x
+        return (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-12) + norm.shift.numpy()
+
     x = gelu(conv(images, net.whiten.kernel.numpy(), 0) + net.whiten.bias.numpy())
     for group in (net.group1, net.group2, net.group3):
-        for block, pooled in ((group.first, True), (group.second, False)):
-            x = conv(x, block.conv.kernel.numpy(), 1)
-            x = pool(x, 2) if pooled else x
-            normal = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-12)
-            x = activation(normal + block.norm.shift.numpy())
-    features = pool(x, 3)[:, 0, 0]
-    return features @ net.head.kernel.numpy() / features.shape[1]
+        x = first = activation(normal(x, group.first.conv, group.first.norm, pooled=True))
+        x = activation(normal(x, group.second.conv, group.second.norm))
+        if hasattr(group, "conv"):  # airbench96's third
+            x = activation(normal(x, group.conv, group.norm) + first)
+    return pool(x, 3)[:, 0, 0] @ net.head.kernel.numpy() / divisor
 
 
 @pytest.mark.parametrize(
-    ("recipe", "activation", "keeps", "count"),
-    [("speedrun", gelu, 0.6, 5_000), ("speedrun-hiverge", silu, 0.5566, 960)],
+    ("recipe", "widths", "activation", "divisor", "keeps", "count"),
+    [
+        ("speedrun", (4, 16, 16), gelu, 16, 0.6, 5_000),
+        ("speedrun-hiverge", (4, 16, 16), silu, 16, 0.5566, 960),
+        ("speedrun95", (4, 12, 12), gelu, 9, 0.6, 5_000),
+        ("speedrun96", (4, 12, 16), gelu, 9, 0.9, 5_000),
+    ],
 )
-def test_the_speedruns_network_is_airbench94s_and_hiverges(recipe, activation, keeps, count):
-    net = network(recipe=recipe)
-    images = np.random.default_rng(0).standard_normal((6, 32, 32, 3))
+def test_the_speedruns_networks_are_airbenchs_and_hiverges(recipe, widths, activation, divisor, keeps, count):
+    net, generator = network(recipe=recipe), np.random.default_rng(0)
+    images = generator.standard_normal((6, 32, 32, 3))
     networks.fit_whitening(net, images.astype(np.float32))
-    net.whiten.bias.assign(np.random.default_rng(1).standard_normal(24))
-    expected = speednet(net, images, activation)
+    for weight in net.trainable_variables:  # also of what starts at 0
+        weight.assign(weight + 0.3 * generator.standard_normal(weight.shape).astype(np.float32))
+    expected = speednet(net, images, activation, divisor)
     logits = net(tf.constant(images, tf.float32), training=True)
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
     first = gelu(conv(images, net.whiten.kernel.numpy(), 0) + net.whiten.bias.numpy())
     moments = pool(conv(first, net.group1.first.conv.kernel.numpy(), 1), 2).mean((0, 1, 2))
     np.testing.assert_allclose(net.group1.first.norm.running_mean, (1 - keeps) * moments, rtol=1e-3, atol=1e-5)
     assert (net.whiten.epsilon, net.whiten.images) == (5e-4, count)
+    groups = (net.group1, net.group2, net.group3)
+    assert tuple(group.first.conv.filters for group in groups) == widths
+    assert {hasattr(group, "conv") for group in groups} == {recipe == "speedrun96"}
+
+
+def test_airbench_95_and_96_start_with_the_whitenings_bias_at_0_and_pytorchs_last_layer():
+    for recipe, inputs in (("speedrun95", 48), ("speedrun96", 64)):
+        net = network(recipe=recipe, width=16)
+        head = net.head.kernel.numpy()
+        assert not net.whiten.bias.numpy().any()
+        assert np.abs(head).max() < inputs**-0.5 and head.std() == pytest.approx((3 * inputs) ** -0.5, rel=0.1)
 
 
 def test_the_speedruns_constants_are_airbench94s():

@@ -324,6 +324,32 @@ def test_hiverges_rates_at_every_step_are_the_originals():
     np.testing.assert_array_equal(found.rescales, optimizers.rescaling_steps(243, 15))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "peak", "decay", "rise", "last", "frozen"),
+    [("speedrun95", 15, 10.0, 0.0153, 0.23, 0.07, 3), ("speedrun96", 45, 9.0, 0.012, 0.1, 0.0, 99)],
+)
+def test_airbench_95s_and_96s_rates_at_every_step_are_the_originals(recipe, epochs, peak, decay, rise, last, frozen):
+    """As the scripts compute them: for the summed loss, with the decay over each group's rate."""
+    network, total = made(Front, Last, True), 48 * epochs
+    found, decays = optimizers.make(options(recipe), network, 48)
+    steps, warmup = np.arange(total), int(rise * total)
+    shape = np.where(steps < warmup, 0.2 + 0.8 * steps / warmup, 1 + (last - 1) * (steps - warmup) / (total - warmup))
+    kilostep = 1024 * (1 + 1 / (1 - 0.85))
+    rate, share = peak / kilostep, decay * 1024 / kilostep
+    of_roles = dict(zip(layers.roles(network), zip(found.rates, decays, strict=True), strict=True))
+    for role, (rates, found_decay) in of_roles.items():
+        factor = 64 if role is Role.SHIFT else 1
+        expected = factor * rate * shape
+        if role is Role.WHITENING_BIAS:
+            expected = np.where(steps < 48 * frozen, expected, 0)
+        np.testing.assert_allclose(rates(np.arange(total)), expected, rtol=1e-4, atol=1e-9)
+        assert found_decay == pytest.approx(share / rate / factor)
+    assert type(found) is Nesterov and not found.rate_inside and found.momentum == 0.85
+    due = np.flatnonzero(found.average.replaces.numpy())
+    np.testing.assert_array_equal(due, np.arange(5, total + 1, 5))
+    np.testing.assert_allclose(found.average.shares.numpy()[due], 0.95**5 * (due / total) ** 3, rtol=1e-5)
+
+
 def test_post_8_moves_the_shifts_64_times_as_fast():
     network = made(Front, Last, False)
     found, decays = optimizers.make(options("tricks-frozen"), network, 97)

@@ -52,6 +52,13 @@ WHITENED = DAVIDNET - SCALES - conv(3, 64) + 27 * 64
 SPEEDNET = (
     24 + conv(24, 64) + conv(64, 64) + conv(64, 256) + 3 * conv(256, 256) + 2 * 64 + 4 * 256 + 2560
 )  # fmt: skip
+SPEEDNET95 = (
+    24 + conv(24, 128) + conv(128, 128) + conv(128, 384) + 3 * conv(384, 384) + 2 * 128 + 4 * 384 + 3840
+)  # fmt: skip
+SPEEDNET96 = (
+    24 + conv(24, 128) + 2 * conv(128, 128) + conv(128, 384) + 2 * conv(384, 384) + conv(384, 512)
+    + 2 * conv(512, 512) + 3 * (128 + 384 + 512) + 5120
+)  # fmt: skip
 PARAMETERS = {
     "post0-dawnbench": DAWN + 2 * 64, "post3-cutout-35": DAWN, "post3-simple-35": DAWN, "davidnet-flip": DAVIDNET,
     "bag-of-tricks-80": WHITENED, "post1-baseline": DAWN, "post2-batch512": DAWN, "post3-fp32-bn": DAWN,
@@ -64,6 +71,7 @@ PARAMETERS = {
     "tricks-frozen": DAVIDNET - SCALES, "tricks-whiten": WHITENED, "tricks-ema": WHITENED,
     "bag-of-tricks": WHITENED, "eager-tutorial": DAVIDNET, "fenwicks": DAVIDNET, "speedrun": SPEEDNET,
     "speedrun-hiverge": SPEEDNET,
+    "speedrun95": SPEEDNET95, "speedrun96": SPEEDNET96,
 }  # fmt: skip
 
 
@@ -103,7 +111,7 @@ def test_recipes_of_one_network_have_the_parameters_of_one():
 LEARNS = (
     "post0-dawnbench", "post1-baseline", "post4-backbone", "post4-no-repeat", "post4-conv3", "post4-maxpool",
     "post4-global-pool", "post4-bn-scale1", "post4-extra", "davidnet", "lars", "tricks-frozen", "bag-of-tricks",
-    "speedrun", "speedrun-hiverge",
+    "speedrun", "speedrun-hiverge", "speedrun95", "speedrun96",
 )  # fmt: skip
 
 
@@ -184,6 +192,8 @@ SOURCES = {
     "fenwicks": (24, 512, 8, [(0, 0), (5, 0.4), (24, 0)]),
     "speedrun": (8, 2000, 0, [(0.04, 0.24), (8.04, 0)]),
     "speedrun-hiverge": (8, 1536, 0, [(1 / 32, 0.205), (244 / 32, 0)]),
+    "speedrun95": (15, 1024, 0, [(1 / 48, 6 / 23), (166 / 48, 30 / 23), (721 / 48, 2.1 / 23)]),
+    "speedrun96": (45, 1024, 12, [(1 / 48, 5.4 / 23), (217 / 48, 27 / 23), (2161 / 48, 0)]),
 }  # fmt: skip
 
 
@@ -201,7 +211,7 @@ def test_epochs_batch_cutout_and_rates_are_the_sources(name):
     options = assemble.configure({"recipe": name})
     assert (options.epochs, options.batch_size, options.cutout) == (epochs, batch, cutout)
     expected = np.interp(np.linspace(0, epochs, 1001), *zip(*knots, strict=True))
-    np.testing.assert_allclose(rates(options), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(rates(options), expected, rtol=1e-9, atol=1e-9)  # knots are written with ten digits
 
 
 @pytest.mark.parametrize(
