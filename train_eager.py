@@ -169,7 +169,7 @@ class EpochRate(tf.keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> tf.Tensor:
         # gather, not self.rates[...]: to a slice XLA wants a constant, and would compile again at every step.
-        return tf.gather(self.rates, tf.minimum(tf.cast(step, tf.int32), len(self.rates) - 1))
+        return tf.gather(self.rates, tf.minimum(tf.cast(step, tf.int32), self.rates.shape[0] - 1))
 
 
 class Nesterov(tf.keras.optimizers.Optimizer):
