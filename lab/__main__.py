@@ -12,6 +12,7 @@ TOOLS = {  # name: module, what it does
     "preview": ("lab.preview", "training images as the network sees them"),
     "convert": ("lab.convert", "a data set to TFRecords"),
     "devices": ("lab.machine.devices", "what a run would train on, and what is wrong"),
+    "tune": ("lab.tune.tune", "the best rate, momentum and decay, or others, on held-out images"),
     "report": ("lab.report.report", "what many runs say together: tables, comparisons, a page"),
     "pictures": ("lab.report.figures", "a run's curves, confusion matrix and mistakes"),
     "predict": ("lab.predict", "a run's network on image files; its export"),

@@ -162,12 +162,15 @@ def place(options: Options) -> Placement:
     return devices.choose(options.device, tpu=options.tpu, logical_devices=options.logical_devices)
 
 
-def make(options: Options, placement: Placement | None = None, images: ImageSet | None = None) -> LabTraining:
+def make(
+    options: Options, placement: Placement | None = None, images: ImageSet | None = None, *, optimizer: Any = None
+) -> LabTraining:
     """The training of these hyperparameters, its weights at their start.
 
     Args:
         placement: see place.
         images: see load.of.
+        optimizer: what makes it, in place of optimizers.make: adjust.make.
 
     Raises:
         UserError: for missing data or devices, a batch that does not divide, a --profile that cannot be written, or
@@ -191,7 +194,7 @@ def make(options: Options, placement: Placement | None = None, images: ImageSet 
             strategy=placement.strategy,
             images=images,  # type: ignore[arg-type]  # it has what Images has, and more
             network=partial(make_network, fast=is_fast(options, placement)),
-            optimizer=optimizers.make,
+            optimizer=optimizer or optimizers.make,
             batches=make_batches(options, placement),
             xla_on_cpu=True,
         )

@@ -1,0 +1,1 @@
+"""Tuning hyperparameters on images held out of the training set."""
