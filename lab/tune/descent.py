@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 PAGES = ("learning_rate", "momentum", "weight_decay")
-FROM_ONE = ("momentum", "filter_momentum", "ema_keeps", "lookahead_keeps")  # just below 1, so what is doubled is the distance from it
+# Just below 1, so what is doubled is the distance from it.
+FROM_ONE = ("momentum", "filter_momentum", "ema_keeps", "lookahead_keeps")
 DIGITS = 12  # of a value, so that 1 - 2 (1 - 0.9) is 0.8
 
 Point = tuple[float, ...]  # exponents of 2, one for each coordinate
