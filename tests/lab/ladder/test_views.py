@@ -41,15 +41,20 @@ def shares(logits):
     return powers / powers.sum(1, keepdims=True)
 
 
+def six_views(images):
+    """The logits of the image itself, its two translations, and the three mirrored: float64 (6, N, classes)."""
+    wider = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], "reflect")
+    straight = [images, wider[:, :6, :6], wider[:, 2:, 2:]]
+    six = [*straight, *(view[:, :, ::-1] for view in straight)]
+    return np.stack([linear(tf.constant(view), False).numpy() for view in six]).astype(np.float64)
+
+
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize(("filled", "unsure"), [(0, 3), (4, 3)])
 def test_the_quarter_whose_largest_probability_is_least_gets_the_plain_mean_of_six_views(jit, filled, unsure):
     images = 0.1 * np.random.default_rng(9).standard_normal((10, 6, 6, 3)).astype(np.float32)
     images[3] = images[7] = 0.0  # every class alike: the least sure of all
-    wider = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], "reflect")
-    views_ = [images, wider[:, :6, :6], wider[:, 2:, 2:]]
-    views_ += [view[:, :, ::-1] for view in views_]
-    each = np.stack([linear(tf.constant(view), False).numpy() for view in views_]).astype(np.float64)
+    each = six_views(images)
     counted = np.arange(10) >= filled  # image 3 fills up the batch in the second case
     order = np.argsort(np.where(counted, shares(each[0]).max(1), 2.0))
     expected = each[0].copy()
@@ -84,13 +89,9 @@ class Training(SimpleNamespace):
     __eq__ = object.__eq__
 
 
-def test_the_accuracy_counts_each_test_image_once_and_no_filling():
-    generator = np.random.default_rng(8)
-    images = generator.standard_normal((7, 6, 6, 3)).astype(np.float32)
-    logits = [linear(tf.constant(view), False).numpy() for view in (images, images[:, :, ::-1])]
-    labels = (logits[0].argmax(1) + np.repeat([0, 1], [5, 2])) % 4
+def made_training(images, labels):
+    """A training of `linear` whose test set, in batches of 3, is filled up with two of its images."""
     filled = np.concatenate([images, images[:2]]), np.append(labels, [-1, -1]).astype(np.int32)
-    hits = {"none": logits[0].argmax(1) == labels, "flip": sum(logits).argmax(1) == labels}
     sums = tf.Variable([0.0, 5.0])  # left over from a warm-up
 
     def fetch():
@@ -98,11 +99,34 @@ def test_the_accuracy_counts_each_test_image_once_and_no_filling():
         sums.assign([0.0, 0.0])
         return values
 
-    training = Training(
+    return Training(
         network=linear, jit=False, strategy=tf.distribute.get_strategy(), sums=sums, fetch=fetch, steps_per_test=3,
         test_batches=tf.data.Dataset.from_tensor_slices(filled).batch(3), images=SimpleNamespace(test_labels=labels),
     )  # fmt: skip
+
+
+def test_the_accuracy_counts_each_test_image_once_and_no_filling():
+    generator = np.random.default_rng(8)
+    images = generator.standard_normal((7, 6, 6, 3)).astype(np.float32)
+    logits = [linear(tf.constant(view), False).numpy() for view in (images, images[:, :, ::-1])]
+    labels = (logits[0].argmax(1) + np.repeat([0, 1], [5, 2])) % 4
+    hits = {"none": logits[0].argmax(1) == labels, "flip": sum(logits).argmax(1) == labels}
+    training = made_training(images, labels)
     for kind, expected in hits.items():
         views.warm_up(training, kind)
         np.testing.assert_allclose(views.accuracy(training, kind), expected.mean())
     assert hits["none"].mean() != hits["flip"].mean()  # they tell the views apart
+
+
+def test_of_each_test_batch_the_least_sure_image_that_is_there_gets_more_views():
+    """By labels that only so are all hit: the six views' class for one image a batch, the plain one for the rest."""
+    images = 0.1 * np.random.default_rng(12).standard_normal((7, 6, 6, 3)).astype(np.float32)
+    images[:2] *= 0.1  # the least sure of all, which fill up the last batch too
+    plain, *others = six_views(images)
+    six = plain + sum(others)
+    labels = plain.argmax(1)
+    for start in (0, 3, 6):
+        unsure = start + shares(plain[start : start + 3]).max(1).argmin()
+        labels[unsure] = six[unsure].argmax()
+    assert (labels != plain.argmax(1)).sum() >= 2 and labels[6] != plain[6].argmax()
+    assert views.accuracy(made_training(images, labels), "unsure") == 1.0

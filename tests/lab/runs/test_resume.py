@@ -131,7 +131,7 @@ def test_a_run_resumed_twice_around_an_epochs_end_has_the_undisturbed_rows(short
         }
 
 
-def test_a_run_stopped_in_a_last_epoch_that_is_a_part_ends_like_its_twin(short, tmp_path, monkeypatch):
+def test_a_run_stopped_in_a_last_epoch_that_is_a_part_ends_like_its_twin(short, tmp_path, monkeypatch, capsys):
     """With jitter, decay and rescaling at intervals, which must not depend on where it was stopped either."""
     options = short | {"recipe": "speedrun-hiverge", "last_epoch": 0.5, "rescale_growth": 4}
     twin = tmp_path / "twin"
@@ -140,7 +140,10 @@ def test_a_run_stopped_in_a_last_epoch_that_is_a_part_ends_like_its_twin(short, 
         stop_at(patch, 2, 1)
         with pytest.raises(UserError, match="SIGTERM in epoch 2 after step 1 of 3"):
             command.train(**options)
+    capsys.readouterr()
     again = command.train(resume=short["out"])
+    ending = f"{again['test_accuracy_tta']:.4f} with six views of the unsure quarter (evaluation: "
+    assert ending in capsys.readouterr().out
     assert faults.left(Path(short["out"])) == faults.left(twin)
     assert [row["train_loss"] for row in again["epochs"]] == [row["train_loss"] for row in whole["epochs"]]
     assert whole["images_per_second"] == pytest.approx(8 * 16 / whole["train_seconds"])
