@@ -63,7 +63,7 @@ class Ladder:
                                  "0: in each", 0, 10_000)
     bias_rate: float = option(0.053, "muon: peak rate of biases and shifts, for the summed loss", 0, 1e6)
     head_rate: float = option(0.67, "muon: peak rate of the last layer, for the summed loss", 0, 1e6)
-    whiten_bias_epochs: float = option(0.0, "epochs after which the whitening's bias is frozen; 0: never", 0, 1e5)
+    whiten_bias_epochs: float = option(3.0, "epochs after which the whitening's bias is frozen; 0: never", 0, 1e5)
     dropout: float = option(0.0, "share of a convolution's outputs set to 0 before batch norm", 0, 0.9999)
     activation: str = option("relu", "between the layers", choices=("relu", "celu", "gelu", "silu"))
     celu_alpha: float = option(1.0, "where a CELU levels off: at minus this", 1e-3, 1e3)

@@ -73,7 +73,6 @@ SPEEDRUNS: dict[str, Recipe] = {
             "flip": "alternating",
             "cutout": 0,
             "optimizer": "muon",
-            "whiten_bias_epochs": 3.0,
             "activation": "gelu",
             "frozen_scales": True,
             "tta": "six",
