@@ -44,7 +44,8 @@ def linear_layers(layers: int, channels: int, inputs: int, seed: int) -> dict[st
     """The share after each linear layer, with ReLU and with the shifted one between them, the weights the same."""
     generator = np.random.default_rng([seed, 7])
     start = generator.standard_normal((inputs, channels), np.float32)
-    values, shares = {"relu": start, "shifted": start}, {"relu": [], "shifted": []}  # type: ignore[var-annotated]
+    values: dict[str, NDArray[Any]] = {"relu": start, "shifted": start}
+    shares: dict[str, list[float]] = {"relu": [], "shifted": []}
     for _ in range(layers):
         weights = generator.standard_normal((channels, channels), np.float32) * np.float32(sqrt(2 / channels))
         for kind, before in values.items():

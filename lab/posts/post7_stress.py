@@ -64,38 +64,26 @@ def breakdown(accuracies: Sequence[float], epochs: int) -> int | None:
 
 
 def judge(record: Mapping[str, Any]) -> list[Finding]:
-    """Where each breaks down, and how far apart."""
-    rates, networks = record["rates"], record["networks"]
-    broke = {name: breakdown(networks[name]["train_accuracy"], len(rates)) for name in NETWORKS}
-    reached = {name: rates[(epoch or len(rates) + 1) - 2] for name, epoch in broke.items()}  # the last epoch before
-    text = {
-        name: f"in epoch {broke[name]} (rate {rates[broke[name] - 1]:.2g})" if broke[name] else "does not"
-        for name in broke
-    }  # type: ignore[operator]
-    apart = reached["with"] / reached["without"]
-    pages = rates[len(rates) - 1] / rate(PAGES_BREAK - 1)
-    best = {name: max(enumerate(networks[name]["train_accuracy"], 1), key=lambda pair: pair[1]) for name in NETWORKS}
-    epoch, accuracy = best["with"]
+    """Where each breaks down, how far apart that is, and when the one with batch norm is at its best."""
+    rates, text, reached = record["rates"], {}, {}
+    for name, rows in record["networks"].items():
+        epoch = breakdown(rows["train_accuracy"], len(rates))
+        text[name] = f"in epoch {epoch} (rate {rates[epoch - 1]:.2g})" if epoch else "does not"
+        reached[name] = rates[(epoch or len(rates) + 1) - 2]  # the last epoch before
+    breaks = f"in epoch {PAGES_BREAK} (rate {rate(PAGES_BREAK):.2g})"
+    apart, pages = reached["with"] / reached["without"], rate(25) / rate(PAGES_BREAK - 1)
+    accuracies = record["networks"]["with"]["train_accuracy"]
+    best = accuracies.index(max(accuracies)) + 1
+    here, there = (
+        f"{max(all_):.3f} at rate {rate(epoch):.2g}" for all_, epoch in ((accuracies, best), (PAGE["with"], 15))
+    )
     return [
+        Finding("no batch norm: breaks down", breaks, text["without"], text["without"] != "does not"),
         Finding(
-            "no batch norm: breaks down",
-            f"in epoch {PAGES_BREAK} (rate {rate(PAGES_BREAK):.2g})",
-            text["without"],
-            bool(broke["without"]),
+            "batch norm: breaks down", f"does not, to rate {rate(25):.2g}", text["with"], text["with"] == "does not"
         ),
-        Finding("batch norm: breaks down", f"does not, to rate {rates[-1]:.2g}", text["with"], not broke["with"]),
-        Finding(
-            "ratio of the highest rates before that",
-            f"{APART} and more (Page: {pages:.0f})",
-            f"{apart:.0f}",
-            apart >= APART,
-        ),
-        Finding(
-            "batch norm: best epoch's training accuracy",
-            f"{max(PAGE['with']):.3f} in epoch 15 (rate {rate(15):.2g})",
-            f"{accuracy:.3f} in epoch {epoch} (rate {rate(epoch):.2g})",
-            abs(epoch - 15) <= 4,
-        ),
+        Finding("ratio of the highest rates before that", f"{pages:.0f}", f"{apart:.0f}", apart >= APART),
+        Finding("batch norm: best training accuracy", there, here, abs(best - 15) <= 4),
     ]
 
 

@@ -17,7 +17,7 @@ from lab.base.errors import UserError
 from lab.images import load
 from lab.images.imageset import ImageSet
 from lab.machine.devices import Placement
-from train_eager import cross_entropy_sum
+from train_eager import Training, cross_entropy_sum
 
 # Small differences are measured, and many short trainings are made: not in 16 bits, and not compiled for minutes.
 OF_ALL: Mapping[str, Any] = {"precision": "float32", "jit": False}
@@ -69,7 +69,7 @@ def make(sizes: Sizes, images: ImageSet, seed: int, **changes: Any) -> LabTraini
     return assemble.make(options(sizes, seed, **changes), placement(), images)
 
 
-def batches(training: LabTraining, first: int, count: int) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+def batches(training: Training, first: int, count: int) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
     """The batches of `count` updates from update number `first` on, 0 being a training's first: as it sees them.
 
     Yields standardised, augmented images (B, 32, 32, 3) float32 and labels (B,) int32, in the order of the updates.
