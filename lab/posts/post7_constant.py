@@ -96,10 +96,12 @@ def judge(record: Mapping[str, Any]) -> list[Finding]:
     for name, what in (("noise", "N(0, 1)"), ("images", "CIFAR-10")):
         shares = record["eight"][name]
         grows = shares[-1] > max(0.5, shares[0])
-        text = f"{shares[0]:.2f} in the first layer, {shares[-1]:.2f} in the last"
+        same = f"{record['most_frequent_answer'][name]:.0%} of the inputs get one answer"
+        text = f"{shares[0]:.2f} in the first layer, {shares[-1]:.2f} in the last; {same}"
         found.append(Finding(f"eight layers without batch norm, on {what}", "rises towards 1", text, grows))
     without, normed = record["eight"]["images"][-1], record["eight"]["batch norm"][-1]
-    text = f"{normed:.2f}; the layers before have {max(record['eight']['batch norm'][:-1]):.2f} at most"
+    same = f"{record['most_frequent_answer']['batch norm']:.0%} of the inputs get one answer"
+    text = f"{normed:.2f}; the layers before have {max(record['eight']['batch norm'][:-1]):.2f} at most; {same}"
     what = "eight layers with batch norm, on CIFAR-10: the last"
     found.append(Finding(what, f"less than without ({without:.2f}), not 0", text, 0 < normed < without))
     return found
