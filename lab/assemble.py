@@ -19,6 +19,7 @@ from lab.images import load
 from lab.images.load import ImageSet
 from lab.ladder import describe, networks, optimizers, recipes, schedules
 from lab.ladder.averaging import WeightAverage
+from lab.ladder.proxy import Proxy
 from lab.machine import devices, fastest, memory
 from lab.machine.devices import Placement
 from lab.machine.resident import HostBatches, ResidentBatches
@@ -122,6 +123,7 @@ class LabTraining(Training):
     placement: Placement
     layers: list[describe.Row]
     average: WeightAverage | None = None
+    proxy: Proxy | None = None
     evaluation_seconds = 0.0
     why = ""  # the precision is what it is
 
@@ -139,6 +141,9 @@ class LabTraining(Training):
         self.steps_per_epoch = self.steps_of(first)  # the core's loop reads it anew in each epoch
         try:
             for moment in super().run(first, step):
+                if moment.row and self.proxy:  # the core divides by all images of an epoch
+                    for name in ("train_loss", "train_accuracy"):
+                        moment.row[name] *= self.config.batch_size / self.proxy.count
                 yield moment
                 if moment.row:
                     self.steps_per_epoch = self.steps_of(moment.epoch + 1)
@@ -182,6 +187,10 @@ def make(
     images = images or load.of(options)
     devices.check_batch(options.batch_size, placement.replicas)
     devices.check_groups(options.ghost_groups, placement.replicas)
+    if options.hardest and placement.replicas > 1:
+        raise UserError(
+            f"--hardest chooses from a whole batch, of which {placement.replicas} replicas have parts; take 1"
+        )
     options, why = resolved(options, placement)
     memory.check_updates(options.epochs * (len(images.train_labels) // options.batch_size))
     if placement.kind == "cpu" and options.width > SMALL:
@@ -201,6 +210,8 @@ def make(
     except data.UserError as error:
         raise UserError(str(error)) from None
     training.placement, training.average = placement, optimizers.average_of(training.optimizer)
+    if options.hardest:
+        training.proxy = training.batches.select = make_proxy(training, options)
     with tf.device("CPU:0"):
         training.layers = describe.trace(training.network)
     training.why = why
@@ -238,7 +249,19 @@ def is_fast(options: Options, placement: Placement) -> bool:
 
 def make_network(options: Options, images: ImageSet, *, fast: bool) -> tf.keras.Model:
     """The network with its weights at their start, whitening filters fitted to the training images."""
-    network = networks.make(options, len(images.classes), fast=fast)
+    return fitted(networks.make(options, len(images.classes), fast=fast), images)
+
+
+def make_proxy(training: LabTraining, options: Options) -> Proxy:
+    """The small network that chooses a part of each batch, at its start."""
+    with training.strategy.scope():
+        network = networks.proxy(options, len(training.images.classes), fast=is_fast(options, training.placement))
+        float16 = training.precision == "float16"
+        return Proxy(options, fitted(network, training.images), training.steps_per_epoch, float16=float16)
+
+
+def fitted(network: tf.keras.Model, images: ImageSet) -> tf.keras.Model:
+    """The network, its whitening filters, if any, fitted to the training images."""
     start = time.perf_counter()
     count = networks.whitening_images(network)
     if count:
@@ -264,7 +287,8 @@ def restart(training: LabTraining, options: Options) -> None:
         if training.precision == "float16":
             update = train_eager.LossScale(update, initial_scale=2.0**6)
         update.build(fresh.trainable_variables)
-    for variable, value in zip(variables(training), (*fresh.variables, *update.variables), strict=True):
+    proxy = make_proxy(training, options).variables if options.hardest else ()
+    for variable, value in zip(variables(training), (*fresh.variables, *update.variables, *proxy), strict=True):
         variable.assign(tf.convert_to_tensor(value))
     training.network.whitening_seconds = fresh.whitening_seconds
     training.config = training.batches.config = options
@@ -272,4 +296,5 @@ def restart(training: LabTraining, options: Options) -> None:
 
 def variables(training: LabTraining) -> list[Any]:
     """All that training changes, in a fixed order."""
-    return [*training.network.variables, *training.optimizer.variables]
+    proxy = training.proxy.variables if training.proxy else ()
+    return [*training.network.variables, *training.optimizer.variables, *proxy]

@@ -71,6 +71,7 @@ class Ladder:
     ghost_groups: int = option(0, "parts of the batch with batch statistics of their own; 0: a replica's", 0, 100_000)
     frozen_scales: bool = option(False, "batch norm's scales stay as they start")
     whiten: bool = option(False, "whitening filters, fitted to the training images, as first convolution")
+    hardest: float = option(0.0, "share of each batch to train on, of a small network's largest losses; 0: all", 0, 1)
     ema_every: int = option(0, "steps between updates of the weights' moving average; 0: none", 0, 1_000_000)
     ema_keeps: float = option(0.99, "share of the average that a step keeps; evaluation uses the average", 0, 0.999999)
     lookahead_every: int = option(0, "steps after which an average takes the weights' place; 0: none", 0, 1_000_000)
@@ -159,6 +160,8 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "logit_scale": _DAVIDNETS,
     "pool_first": {"network": tuple(name for name in _STYLED["network"] if name not in _SPEEDNETS)},
     "dropout": _STYLED,
+    "hardest": {"ghost_groups": (0,)},
+    "ghost_groups": {"hardest": (0,)},
     "ema_every": {"lookahead_every": (0,)},
     "lookahead_every": {"ema_every": (0,)},
 }

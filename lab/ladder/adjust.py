@@ -47,7 +47,7 @@ def adjust(training: Any, options: Any) -> bool:
     pairs = list(zip(tables, others, strict=False))
     wanted = {id(old): new for old, new in pairs}
     alike = all(wanted[id(old)] is new and old.rates.shape == new.rates.shape for old, new in pairs)
-    if not alike or len(tables) != len(others):
+    if not alike or len(tables) != len(others) or training.proxy:  # whose rates are no variables
         return False
     for old, new in pairs:
         old.rates.assign(new.rates)

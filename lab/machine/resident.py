@@ -3,7 +3,7 @@
 The data set lives on the device as bytes; of each batch only its rows of the plan are sent, six numbers an image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,8 +25,14 @@ class HostBatches(Batches):
     two epochs that follow one another show every image both ways (K. Jordan, arXiv 2404.00498, section 3.6).
     """
 
+    select: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None = None  # see lab/ladder/proxy.py
+
     def open(self, epoch: int, done: int = 0) -> Iterator[Any]:
         return iter(each_replica(self.strategy, self.rows(epoch)[done:], self.make))
+
+    def decode(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """In the compiled step: the part of the batch that `select` takes, if there is one."""
+        return self.select(images, labels) if self.select else (images, labels)
 
     def rows(self, epoch: int) -> NDArray[np.int32]:
         """The epoch's plan: int32 (steps, batch_size, 6), or 8 with jitter, whose two numbers are float32s' bits.
@@ -124,7 +130,7 @@ class ResidentBatches(HostBatches):
         return iter(each_replica(self.strategy, self.rows(epoch)[done:], lambda rows: (rows,)))
 
     def decode(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:  # type: ignore[override]  # see open
-        return self.make(rows)  # the core's, with `cropped` from below
+        return super().decode(*self.make(rows))  # the core's, with `cropped` from below
 
     def cropped(self, number: tf.Tensor, top: tf.Tensor, left: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
         height, width, channels = self.images.train_images.shape[1:]

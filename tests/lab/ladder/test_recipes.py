@@ -71,7 +71,7 @@ PARAMETERS = {
     "tricks-frozen": DAVIDNET - SCALES, "tricks-whiten": WHITENED, "tricks-ema": WHITENED,
     "bag-of-tricks": WHITENED, "eager-tutorial": DAVIDNET, "fenwicks": DAVIDNET, "speedrun": SPEEDNET,
     "speedrun-hiverge": SPEEDNET,
-    "speedrun95": SPEEDNET95, "speedrun96": SPEEDNET96,
+    "speedrun95": SPEEDNET95, "speedrun96": SPEEDNET96, "speedrun96-proxy": SPEEDNET96,
 }  # fmt: skip
 
 
@@ -193,7 +193,9 @@ SOURCES = {
     "speedrun": (8, 2000, 0, [(0.04, 0.24), (8.04, 0)]),
     "speedrun-hiverge": (8, 1536, 0, [(1 / 32, 0.205), (244 / 32, 0)]),
     "speedrun95": (15, 1024, 0, [(1 / 48, 6 / 23), (166 / 48, 30 / 23), (721 / 48, 2.1 / 23)]),
-    "speedrun96": (45, 1024, 12, [(1 / 48, 5.4 / 23), (217 / 48, 27 / 23), (2161 / 48, 0)]),
+    **dict.fromkeys(
+        ("speedrun96", "speedrun96-proxy"), (45, 1024, 12, [(1 / 48, 5.4 / 23), (217 / 48, 27 / 23), (2161 / 48, 0)])
+    ),
 }  # fmt: skip
 
 

@@ -115,8 +115,8 @@ def stop_at(monkeypatch, epoch, step):
 
 def test_a_run_resumed_twice_around_an_epochs_end_has_the_undisturbed_rows(short, tmp_path, monkeypatch):
     """The sums of the part of an epoch that was made before a stop are in its row, and in no other; and the average
-    that takes the weights' place goes on from what it was."""
-    short = short | {"lookahead_every": 2}
+    that takes the weights' place, and the network that chooses images, go on from what they were."""
+    short = short | {"lookahead_every": 2, "hardest": 0.5}
     whole = command.train(**short | {"out": str(tmp_path / "whole")})
     with monkeypatch.context() as patch:
         stop_at(patch, 1, 2)
