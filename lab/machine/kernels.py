@@ -386,14 +386,14 @@ def conv3x3_stride2(images: tf.Tensor, filters: tf.Tensor, *, fast: bool) -> tf.
     whose gradient is two products more; XLA's gradients of a strided convolution take four times as long on a CPU.
 
     Args:
-        images: (N, H, W, C), floating point; H and W even.
+        images: (N, H, W, C), floating point; H and W known when traced.
         filters: (3, 3, C, K), of the same dtype.
-        fast: take the form for a CPU under XLA.
+        fast: where H and W are even, take the form for a CPU under XLA.
 
     Returns:
-        (N, H/2, W/2, K), the same dtype.
+        (N, H/2, W/2, K), rounded up, the same dtype.
     """
-    if not fast:
+    if not fast or images.shape[1] % 2 or images.shape[2] % 2:
         return tf.nn.conv2d(images, filters, 2, [[0, 0], [1, 1], [1, 1], [0, 0]])
     height, width, channels = images.shape[1:]
     rows, columns = height // 2, width // 2

@@ -122,6 +122,18 @@ def test_batch_norm_and_its_gradient(shape, offset, fast, jit):
     np.testing.assert_allclose(variance, flat.var(0), rtol=1e-5)
 
 
+def test_a_convolution_of_stride_2_takes_odd_sides():
+    generator = np.random.default_rng(0)
+    images, filters = generator.standard_normal((2, 7, 5, 4)), generator.standard_normal((3, 3, 4, 6))
+    padded, expected = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))), np.zeros([2, 4, 3, 6])
+    for row in range(4):
+        for column in range(3):
+            window = padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+            expected[:, row, column] = np.einsum("nhwc,hwck->nk", window, filters)
+    found = ops.conv3x3_stride2(tf.constant(images, tf.float32), tf.constant(filters, tf.float32), fast=True)
+    assert relative(found, expected) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("function", "size", "shape"), [("conv1x1", 1, (2, 8, 6, 5)), ("conv3x3_stride2", 3, (2, 8, 6, 5))]
 )
