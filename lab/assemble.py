@@ -1,6 +1,7 @@
 """From hyperparameters to a training: the core's, with the ingredients that the recipe and the machine ask for."""
 
 import math
+import operator
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from lab.images.load import ImageSet
 from lab.ladder import describe, networks, optimizers, recipes, schedules
 from lab.ladder.averaging import WeightAverage
 from lab.ladder.proxy import Proxy
-from lab.machine import devices, fastest, memory
+from lab.machine import devices, fastest, memory, sides
 from lab.machine.devices import Placement
 from lab.machine.resident import HostBatches, ResidentBatches
 from lab.options import (
@@ -80,7 +81,7 @@ def configure(changes: Mapping[str, Any]) -> Options:
     others = {name: value for name, value in changes.items() if name not in OF_A_RECIPE}
     given = edited() | of_recipe
     # Each value by itself, before `change` computes with it.
-    checked({**values, **given, **others, "warmup_epochs": 0.0, "knots": ""})
+    checked({**values, **given, **others, "warmup_epochs": 0.0, "knots": "", "sides": ""})
     return checked(recipes.change(name, values, given) | others)
 
 
@@ -102,6 +103,7 @@ def checked(values: Mapping[str, Any]) -> Options:
         paths.check(flag(name), getattr(options, name), schemes=schemes, folder=folder)
     if options.knots:
         schedules.parse(options.knots)
+    sides.check(options.sides, options.epochs)
     networks.parse_blocks(options.blocks)
     epochs = run_length(options.epochs, options.last_epoch)
     if options.warmup_epochs >= epochs:
@@ -121,7 +123,7 @@ class LabTraining(Training):
     images: Any  # an ImageSet
     batches: HostBatches
     placement: Placement
-    layers: list[describe.Row]
+    layers: dict[int, list[describe.Row]]  # by the side of the images
     average: WeightAverage | None = None
     proxy: Proxy | None = None
     evaluation_seconds = 0.0
@@ -149,6 +151,17 @@ class LabTraining(Training):
                     self.steps_per_epoch = self.steps_of(moment.epoch + 1)
         finally:
             self.steps_per_epoch = whole
+
+    def multiply_adds(self, epochs: int) -> float:
+        """Of a forward pass for one training image, the mean over the images of the first `epochs` epochs."""
+        stages = sides.parse(self.config.sides)
+        ends = [*(stage.start for stage in stages[1:]), epochs]
+        steps = [
+            max(0, self.steps_by(min(end, epochs)) - self.steps_by(stage.start))
+            for stage, end in zip(stages, ends, strict=True)
+        ]
+        work = [describe.multiply_adds(self.layers[stage.side]) for stage in stages]
+        return sum(map(operator.mul, steps, work)) / sum(steps)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it, the network has its averaged weights, if the recipe has them."""
@@ -179,7 +192,7 @@ def make(
 
     Raises:
         UserError: for missing data or devices, a batch that does not divide, a --profile that cannot be written, or
-            a network that is not what Keras says it is: see describe.trace.
+            a network that is not what Keras says it is, see describe.trace, or cannot take one of the --sides.
     """
     if options.profile:
         check_profile(options.profile)
@@ -213,7 +226,7 @@ def make(
     if options.hardest:
         training.proxy = training.batches.select = make_proxy(training, options)
     with tf.device("CPU:0"):
-        training.layers = describe.trace(training.network)
+        training.layers = describe.of_sides(training.network, options.sides)
     training.why = why
     return training
 

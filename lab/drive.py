@@ -18,7 +18,7 @@ from lab.assemble import LabTraining, Options
 from lab.base import console
 from lab.base.errors import Exit, UserError, exhausted
 from lab.ladder import describe, networks, optimizers, recipes, views
-from lab.machine import memory, preflight
+from lab.machine import memory, preflight, sides
 from lab.options import OF_A_RECIPE, run_length
 from lab.report.predictions import VIEWS
 from lab.runs import record
@@ -217,7 +217,9 @@ class Drive:
     def _say_how_long(self, last: int) -> None:
         training = self.training
         step_seconds = (time.perf_counter() - self.epoch_started) / 4
-        total = step_seconds * training.steps_by(last)
+        # Small images come first: what all epochs take, from what the first one does.
+        growth = training.multiply_adds(last) / training.multiply_adds(1)
+        total = step_seconds * training.steps_by(last) * growth
         if training.kind == "CPU" and total > 600:
             console.say(
                 f"this run will train for about {total / 3600:.1f} hours on this CPU; shorter: --epochs 10, "
@@ -265,7 +267,7 @@ class Drive:
             + progress.train_seconds
             + progress.evaluation_seconds,
             "images_per_second": training.steps_by(len(rows)) * options.batch_size / progress.train_seconds,
-            "forward_gflop_per_image": 2 * describe.multiply_adds(training.layers) / 1e9,
+            "forward_gflop_per_image": 2 * training.multiply_adds(len(rows)) / 1e9,
         }
 
 
@@ -273,13 +275,14 @@ class Drive:
 
 
 def warm_up(training: LabTraining) -> float:
-    """Compiles by training one step and evaluating one batch, then undoes the step. Returns the seconds."""
+    """Compiles by training a step of each side and evaluating one batch, then undoes them. Returns the seconds."""
     start, variables = time.perf_counter(), assemble.variables(training)
     before = [tf.identity(tf.convert_to_tensor(variable)) for variable in variables]
     # What was seen for DavidNet and the speedrun, on two cores; for GPUs and TPUs it is a guess.
     usual = "20 s to 2 minutes, longer on a busy machine" if training.jit or training.kind == "TPU" else "some seconds"
     with console.waiting(f"preparing the step, which takes {usual}"):
-        training.train_steps(training.batches.open(0), tf.constant(1))
+        for stage in sides.parse(training.config.sides):  # a compiled step for each
+            training.train_steps(training.batches.open(stage.start + 1), tf.constant(1))
         training.test_steps(iter(training.test_batches), tf.constant(1))
         if training.config.tta != "none":
             views.warm_up(training, training.config.tta)
@@ -296,7 +299,7 @@ def check_memory(drive: Drive) -> None:
     if training.kind == "CPU":
         number_bytes = 4 if training.precision == "float32" else 2
         unit = math.lcm(training.replicas, options.ghost_groups or 1)
-        image_bytes = number_bytes * describe.outputs(training.layers)
+        image_bytes = number_bytes * describe.outputs(training.layers[sides.FULL])
         weight_bytes = 4 * networks.parameters(training.network)
         note = memory.check_batch(options.batch_size, image_bytes, unit, weight_bytes)
         if note:

@@ -78,6 +78,7 @@ class Ladder:
     lookahead_keeps: float = option(0.7, "share of that average that it keeps each time", 0, 0.999999)
     lookahead_power: float = option(0.0, "that share grows from 0 as this power of the run's; 0: constant", 0, 100)
     lookahead_epochs: float = option(0.0, "lookahead in so many last epochs only; 0: all along", 0, 1e5)
+    sides: str = option("", "training images' side x epochs, the last one to the end: '24x3 28x3 32'; empty: 32")
     tta: str = option("none", "views of a test image at the end, whose logits are averaged; unsure: six of the quarter "
                       "of the images whose class is least probable", choices=VIEWS)
 

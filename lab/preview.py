@@ -26,6 +26,7 @@ FLAGS = {
     "cutout": int,
     "brightness": float,
     "contrast": float,
+    "sides": str,
 }
 
 

@@ -66,17 +66,18 @@ def augmented(batches: HostBatches, rows: int, epochs: int) -> tuple[NDArray[np.
 
     Returns:
         Indices of training images (rows,), fewer if there are fewer in all these epochs; what the network sees of
-        them, taken back to pixels, uint8 (rows, epochs, H, W, 3).
+        them, taken back to pixels, uint8 (rows, epochs, H, W, 3); smaller images are in the upper left of white.
     """
     images = batches.images
     plans = [np.concatenate(batches.rows(epoch)) for epoch in range(1, epochs + 1)]
     chosen = _one_of_each(images.train_labels, [plan[:, 0] for plan in plans], rows)
-    seen = np.empty([len(chosen), epochs, *images.train_images.shape[1:]], np.uint8)
+    seen = np.full([len(chosen), epochs, *images.train_images.shape[1:]], 255, np.uint8)
     for column, plan in enumerate(plans):
         places = [np.flatnonzero(plan[:, 0] == image)[0] for image in chosen]
-        views, _ = batches.make(tf.constant(plan[places]))
+        views, _ = batches.decode(*batches.sent(tf.constant(plan[places])), *batches.matrix(column + 1))
         pixels = 255 * (views.numpy() * batches.std + batches.mean)
-        seen[:, column] = np.clip(np.rint(pixels), 0, 255)
+        side = views.shape[1]
+        seen[:, column, :side, :side] = np.clip(np.rint(pixels), 0, 255)
     return chosen, seen
 
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from lab.base.errors import UserError
 from lab.ladder.networks import leaves
+from lab.machine import sides
 
 BOX_WIDTH, BOX_HEIGHT, GAP = 250, 34, 20  # of the diagram, in pixels
 COLOURS = {  # of a box, by what the layer does
@@ -64,7 +65,7 @@ class Row:
     inputs: tuple[int, ...]
 
 
-def trace(network: tf.keras.Model, side: int = 32) -> list[Row]:
+def trace(network: tf.keras.Model, side: int = sides.FULL) -> list[Row]:
     """The layers of a network in the order in which they are called for an image (side, side, 3), each once.
 
     Dropout layers, which do nothing then, are left out.
@@ -95,6 +96,27 @@ def trace(network: tf.keras.Model, side: int = 32) -> list[Row]:
         products[row] += _multiply_adds(operation, row_of)
         row_of |= {tensor.name: row for tensor in operation.outputs}
     return [replace(row, multiply_adds=products[number]) for number, row in enumerate(rows)]
+
+
+def of_sides(network: tf.keras.Model, text: str) -> dict[int, list[Row]]:
+    """`trace` at full size and for each side of a text like '24x3 28x3 32', by the side.
+
+    Raises UserError as `trace` does, or for a side that is too small.
+    """
+    rows = {sides.FULL: trace(network)} | {stage.side: _whole(network, stage.side) for stage in sides.parse(text)}
+    for side in [side for side in rows if not rows[side]]:
+        least = next(more for more in range(side + 1, sides.FULL + 1) if _whole(network, more))
+        raise UserError(f"--sides {text!r}: this network's pools leave nothing of {side} pixels; give {least} or more")
+    return rows
+
+
+def _whole(network: tf.keras.Model, side: int) -> list[Row]:
+    """`trace`, or [] if a layer has nothing to put out."""
+    try:
+        rows = trace(network, side)
+    except ValueError:  # TensorFlow's, for some sizes of a pool
+        return []
+    return [] if any(0 in row.shape for row in rows) else rows
 
 
 def _multiply_adds(operation: Any, row_of: Mapping[str, int]) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from lab.base.errors import UserError, nearest
 from lab.ladder.speedruns import SPEEDRUNS, Claim, Recipe
+from lab.machine import sides
 from lab.options import NEEDS, OF_A_RECIPE, WITH, Ladder, flag, run_length
 
 ROOT = "davidnet"
@@ -369,8 +370,8 @@ def change(name: str, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> di
     """A recipe's hyperparameters with those that a user gave.
 
     When the epochs change, the warm-up keeps its share of the run unless it is given too or the recipe says that its
-    epochs stay; the knots of the learning rate follow epochs and peak rate as the recipe says. Epochs that are given
-    are whole, the last one too, unless its share is given as well.
+    epochs stay; the knots of the learning rate follow epochs and peak rate as the recipe says; sides keep their share
+    of the epochs. Epochs that are given are whole, the last one too, unless its share is given as well.
 
     Args:
         name: of the recipe.
@@ -391,6 +392,8 @@ def change(name: str, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> di
         moved = (epochs, changed["learning_rate"]) != (before, recipe["learning_rate"])
         if moved and recipe["knots"] and "knots" not in given:
             changed["knots"] = _knots(name, epochs, changed["learning_rate"])
+        if changed["sides"] and "sides" not in given:
+            changed["sides"] = sides.stretched(recipe["sides"], recipe["epochs"], changed["epochs"])
     for name in given:
         for other, values_needed in NEEDS.get(name, {}).items():
             if given[name] != recipe[name] and changed[other] not in values_needed:

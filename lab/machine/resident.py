@@ -1,4 +1,4 @@
-"""The core's batches made on the device, inside the compiled step, and mirrored in every second epoch if asked.
+"""The core's batches made on the device, inside the compiled step; mirrored in every second epoch or smaller if asked.
 
 The data set lives on the device as bytes; of each batch only its rows of the plan are sent, six numbers an image.
 """
@@ -12,27 +12,49 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from data import Batches, Images, each_replica, plan
+from lab.machine import sides
 
 PLANNED = 6  # columns of data.plan
 MOST_GROUPS = 200  # of an epoch's images, for one draw each (D. C. Page, post 8)
 
 
 class HostBatches(Batches):
-    """The core's batches, with `flip` alternating, `draws` grouped, jitter of brightness and contrast, and epochs that
-    leave no image over too.
+    """The core's batches, with `flip` alternating, `draws` grouped, jitter of brightness and contrast, epochs that leave
+    no image over, and `sides` too.
 
     A random half of the images, by the seed, is mirrored in the odd epochs and the rest in the even ones, so that any
     two epochs that follow one another show every image both ways (K. Jordan, arXiv 2404.00498, section 3.6).
+
+    In an epoch of smaller images a batch brings the matrix with which `decode` makes them so. Its shape tells the
+    step's tf.function of which side the batch is, so that there is one compiled step for each side.
     """
 
     select: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None = None  # see lab/ladder/proxy.py
 
     def open(self, epoch: int, done: int = 0) -> Iterator[Any]:
-        return iter(each_replica(self.strategy, self.rows(epoch)[done:], self.make))
+        matrix = self.matrix(epoch)
+        return iter(each_replica(self.strategy, self.rows(epoch)[done:], lambda rows: (*self.sent(rows), *matrix)))
 
-    def decode(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """In the compiled step: the part of the batch that `select` takes, if there is one."""
-        return self.select(images, labels) if self.select else (images, labels)
+    def matrix(self, epoch: int) -> tuple[NDArray[np.float32], ...]:
+        """That of an epoch of smaller images, (side, 32); none in one of full size."""
+        side = sides.of_epoch(self.config.sides, epoch)
+        return () if side == sides.FULL else (sides.bilinear(side),)
+
+    def sent(self, rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """What is brought to the device for a batch of these rows of the plan, but for the matrix."""
+        return self.make(rows)
+
+    def decode(  # type: ignore[override]  # see open
+        self, images: tf.Tensor, labels: tf.Tensor, *matrix: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """In the compiled step: the part of the batch that `select` takes, if there is one; with a matrix made smaller,
+        (b, side, side, 3).
+        """
+        if self.select:
+            images, labels = self.select(images, labels)
+        for lines in matrix:
+            images = tf.einsum("nhwc,sh,tw->nstc", images, lines, lines)
+        return images, labels
 
     def rows(self, epoch: int) -> NDArray[np.int32]:
         """The epoch's plan: int32 (steps, batch_size, 6), or 8 with jitter, whose two numbers are float32s' bits.
@@ -126,11 +148,13 @@ class ResidentBatches(HostBatches):
         else:
             self.pixels, self.labels = tf.constant(pixels), tf.constant(self.images.train_labels)
 
-    def open(self, epoch: int, done: int = 0) -> Iterator[Any]:
-        return iter(each_replica(self.strategy, self.rows(epoch)[done:], lambda rows: (rows,)))
+    def sent(self, rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return (rows,)
 
-    def decode(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:  # type: ignore[override]  # see open
-        return super().decode(*self.make(rows))  # the core's, with `cropped` from below
+    def decode(  # type: ignore[override]  # see sent
+        self, rows: tf.Tensor, *matrix: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        return super().decode(*self.make(rows), *matrix)  # the core's, with `cropped` from below
 
     def cropped(self, number: tf.Tensor, top: tf.Tensor, left: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
         height, width, channels = self.images.train_images.shape[1:]

@@ -21,7 +21,6 @@ import tensorflow as tf
 from data import crop, cut_out, standardise
 from lab.assemble import LabTraining
 from lab.images.imageset import ImageSet
-from lab.ladder import describe
 from lab.machine.resident import HostBatches
 from lab.posts import training as tools
 from lab.posts.frame import Finding, Record
@@ -78,7 +77,7 @@ def measure(sizes: tools.Sizes, images: ImageSet, seed: int) -> dict[str, Any]:
     steps, gflop = [], []
     for width in sizes["widths"]:
         training = tools.make(sizes, images, seed, width=width, pipeline="host")
-        gflop.append(6 * describe.multiply_adds(training.layers) * training.config.batch_size / 1e9)
+        gflop.append(6 * training.multiply_adds(1) * training.config.batch_size / 1e9)
         ways = {way: kind(training.config, training.images, training.strategy) for way, kind in WAYS.items()}
         steps.append({way: seconds_a_step(training, batches) for way, batches in ways.items()})
     data = {way: seconds_a_batch(batches) for way, batches in ways.items()}

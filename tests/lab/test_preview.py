@@ -29,6 +29,15 @@ def test_without_augmentation_the_sheet_shows_the_images_themselves(small_data):
 
 
 @pytest.mark.parametrize("pipeline", ["device", "host"])
+def test_smaller_images_are_shown_as_they_are_in_a_corner(small_data, pipeline):
+    originals, pixels, _ = seen(small_data, pad=0, flip="none", cutout=0, sides="16x2 32", pipeline=pipeline)
+    halved = originals.reshape(4, 16, 2, 16, 2, 3).mean((2, 4))  # between two pixels is their mean
+    np.testing.assert_allclose(pixels[:, 0, :16, :16], halved, atol=0.51)
+    assert (pixels[:, :2, 16:] == 255).all() and (pixels[:, :2, :, 16:] == 255).all()
+    np.testing.assert_array_equal(pixels[:, 2], originals)
+
+
+@pytest.mark.parametrize("pipeline", ["device", "host"])
 def test_each_view_is_a_crop_of_the_reflected_image_or_its_mirror_image(small_data, pipeline):
     originals, pixels, _ = seen(small_data, pad=2, cutout=0, pipeline=pipeline)
     places = set()

@@ -24,6 +24,7 @@ def options(small_data):
     return {
         "data": small_data, "device": "cpu", "width": 4, "batch_size": 16, "epochs": 2, "learning_rate": 0.05,
         "recipe": "speedrun", "tta": "flip", "ema_every": 2, "ema_keeps": 0.9, "jit": False,
+        "sides": "24x1 32",
     }  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def done(options, tmp_path_factory):
 
 def test_each_run_is_the_one_that_its_seed_gives_alone(done, options, tmp_path):
     folder, found, traces = done
-    assert traces == 1
+    assert traces == 2  # of each side
     assert [result["seed"] for result in found["runs"]] == [5, 6, 7]
     for seed in (5, 7):
         alone = command.train(**options, seed=seed, out=str(tmp_path / str(seed)))

@@ -72,6 +72,14 @@ def test_losses_weights_and_statistics_are_one_replicas(trained, replicas, pipel
 
 
 @pytest.mark.long
+def test_two_replicas_change_the_side_as_one_does(trained):
+    one, two = (trained(replicas, sides="20x1 26x1 32", **SMOOTH) for replicas in (1, 2))
+    assert len(one["losses"]) == STEPS
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-4)
+    assert np.abs(one["losses"] / trained(1, **SMOOTH)["losses"] - 1).max() > 1e-3
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_davidnets_first_steps_and_its_later_losses_are_one_replicas(trained, replicas):
     one, several = trained(1)["losses"], trained(replicas)["losses"]

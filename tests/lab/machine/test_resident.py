@@ -10,7 +10,7 @@ import data
 from lab.machine.resident import HostBatches, ResidentBatches, grouped, reflected, take, take_by_products
 
 COUNT, BATCH = 40, 8
-STEADY = {"brightness": 0.0, "contrast": 0.0, "across_epochs": False}
+STEADY = {"brightness": 0.0, "contrast": 0.0, "across_epochs": False, "sides": ""}
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def test_the_share_of_the_peak_is_worked_out(images):
     assert share.measured == "58% of 1000 GFLOP/s; 0.8 hours at 100 %"  # 1.164 s of 2; 1.2 M images at 2.274 GFLOP
     assert (data.measured, data.holds) == ("1.5 times", False)
     training = tools.make({**TINY, "width": 64}, images, 1, pipeline="host")
-    gflop = 6 * efficiency.describe.multiply_adds(training.layers) / 1e9
+    gflop = 6 * training.multiply_adds(1) / 1e9
     assert math.isclose(gflop, 379e6 * 6 / 1e9, rel_tol=0.01)
 
 

@@ -87,6 +87,7 @@ def test_what_would_be_another_training_is_refused_by_name(short, tmp_path):
         ({"seed": 4}, "--seed 0, not 4"),
         ({"width": 8}, "--width 4, not 8"),
         ({"limit_train": 40}, "--limit-train 0, not 40"),
+        ({"sides": "24x1 32"}, "--sides '', not '24x1 32'"),
     ):
         with pytest.raises(UserError, match=word):
             command.train(resume=short["out"], **changes)
@@ -114,9 +115,9 @@ def stop_at(monkeypatch, epoch, step):
 
 
 def test_a_run_resumed_twice_around_an_epochs_end_has_the_undisturbed_rows(short, tmp_path, monkeypatch):
-    """The sums of the part of an epoch that was made before a stop are in its row, and in no other; and the average
-    that takes the weights' place, and the network that chooses images, go on from what they were."""
-    short = short | {"lookahead_every": 2, "hardest": 0.5}
+    """The sums of the part of an epoch that was made before a stop are in its row, and in no other; the average that
+    takes the weights' place, and the network that chooses images, go on from what they were; each epoch has its side."""
+    short = short | {"lookahead_every": 2, "hardest": 0.5, "sides": "24x1 32"}
     whole = command.train(**short | {"out": str(tmp_path / "whole")})
     with monkeypatch.context() as patch:
         stop_at(patch, 1, 2)
@@ -129,6 +130,7 @@ def test_a_run_resumed_twice_around_an_epochs_end_has_the_undisturbed_rows(short
         assert {k: v for k, v in row.items() if not k.endswith("seconds")} == {
             k: v for k, v in other.items() if not k.endswith("seconds")
         }
+    assert again["weights_sha256"] == whole["weights_sha256"]
 
 
 def test_a_run_stopped_in_a_last_epoch_that_is_a_part_ends_like_its_twin(short, tmp_path, monkeypatch, capsys):
