@@ -5,8 +5,8 @@
 
 A table stands between `<!-- records: NAME -->` and `<!-- end -->`, in whichever document has the mark. A figure is
 made of a recipe's records, or of the record of an experiment of the posts: records/post6-norms-cpu.json has the mark
-`records: post6 norms` and the picture figures/post6-norms.svg. Drawing needs matplotlib, checking does not; TensorFlow
-is loaded for the experiments alone.
+`records: post6 norms` and the picture figures/post6-norms.svg. Drawing needs matplotlib, intervals need SciPy;
+TensorFlow is loaded for the experiments alone.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lab.base.errors import Exit, Parser, UserError, exits_with_one_line
 from lab.base.files import sum_of, write_whole
@@ -27,6 +27,7 @@ from lab.ladder.recipes import RECIPES
 from lab.ladder.speedruns import Recipe
 from lab.report import figures, follows, groups, tables
 from lab.report.predictions import VIEWS
+from lab.report.statistics import summarise
 from lab.report.tables import Table
 from lab.runs import record, results
 from lab.runs.results import Run
@@ -40,9 +41,23 @@ SOURCES = {  # what a recipe's source mentions, and where it is
     "cifar10-fast": "https://github.com/davidcpage/cifar10-fast",
     "cifar10-airbench": "https://github.com/KellerJordan/cifar10-airbench",
     "hiverge/cifar10-speedrun": "https://github.com/hiverge/cifar10-speedrun",
+    "fulcrumresearch/cifar-10-speedrun": "https://github.com/fulcrumresearch/cifar-10-speedrun",
 }
 BLOCK = re.compile(r"(<!-- records: ([a-z0-9 -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+TARGET = 0.94  # accuracy, a share of 1
 MANY_SEEDS = 10  # beyond which they are not listed
+
+
+class Held(NamedTuple):
+    """A row of our own record on a CPU: since when, the records of its runs, and what made it faster."""
+
+    date: str
+    records: str  # a pattern of their names
+    changed: str
+
+
+# The latest last; docs/records.md says what a new one takes.
+HISTORY = (Held("2026-11-21", "speedrun-seed?-cpu.json", "the first: airbench94_muon in TensorFlow 2"),)
 
 Runs = dict[str, list[Run]]  # by recipe
 
@@ -111,6 +126,7 @@ def _makers(folder: Path, runs: Runs) -> dict[str, Callable[[], str]]:
     return {
         "recipes": lambda: recipe_table(runs, FIRST),
         "ladder": lambda: ladder_table(runs),
+        "history": lambda: history_table(folder),
         "published logs": lambda: follows_table(folder),
         "learning curve": lambda: curve_table(runs),
         "bench": lambda: benchtables.rows_in_markdown(results.load(folder / "bench-cpu.json")),
@@ -149,6 +165,32 @@ def ladder_table(runs: Runs) -> str:
     return recipe_table(
         runs, [name for name in runs if name not in FIRST and any(map(groups.is_measurement, runs[name]))]
     )
+
+
+def history_table(folder: Path) -> str:
+    """Our own records on a CPU, the latest first: accuracy, seconds of training, hardware, and what changed."""
+    rows = []
+    for held in reversed(HISTORY):
+        paths = sorted(folder.glob(held.records))
+        if runs := [results.read(path) for path in paths]:
+            accuracy = summarise([run.accuracy for run in runs], TARGET)
+            low, high = accuracy.interval or (None, None)
+            interval = f" ({tables.percent(low)} to {tables.percent(high)})" if low else ""
+            seconds = sorted(run.train_seconds for run in runs)
+            unlike = [f"unlike today's recipe: {text}" for text in dict.fromkeys(run.unlike for run in runs) if text]
+            rows.append(
+                (
+                    held.date,
+                    "; ".join(dict.fromkeys(f"`{run.recipe}`" for run in runs)),
+                    f"{tables.percent(accuracy.mean, 3)} %{interval}; n = {len(runs)}, {_seeds(runs)}",
+                    f"{statistics.median(seconds):,.0f} ({seconds[0]:,.0f}–{seconds[-1]:,.0f})",
+                    "; ".join(dict.fromkeys(tables.machine(run) for run in runs)),
+                    "; ".join([held.changed, *unlike]),
+                    ", ".join(f"[{run.seed}](../{RECORDS}/{run.path.name})" for run in runs),
+                )
+            )
+    heads = ("since", "recipe", "accuracy (95 % interval)", "training s, median", "made on", "what changed", "records")
+    return Table(heads, rows).as_markdown()
 
 
 def follows_table(folder: Path) -> str:

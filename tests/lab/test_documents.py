@@ -53,6 +53,29 @@ def test_the_tables_and_figures_are_those_of_the_records():
     assert documents.stale(ROOT) == []
 
 
+def test_the_history_is_the_records_and_each_row_keeps_the_rule_of_the_page():
+    """The mean's interval is Student's, of n - 1 = 2 degrees of freedom for the first row: 4.303 standard errors."""
+    text = (ROOT / "docs" / "records.md").read_text()
+    seconds = []
+    for held in documents.HISTORY:
+        runs = [record.read_result(path) for path in sorted((ROOT / "records").glob(held.records))]
+        assert sorted(run["seed"] for run in runs) == list(range(len(runs))) and len(runs) >= 3
+        assert all(len(run["epochs"]) == run["hyperparameters"]["epochs"] and run["finished"] for run in runs)
+        assert len({(run["hardware"]["processor"], run["precision"]) for run in runs}) == 1
+        assert not any(run["hardware"]["accelerators"] for run in runs)
+        accuracies = [100 * run["test_accuracy_tta"] for run in runs]
+        assert statistics.fmean(accuracies) >= 93.9
+        seconds.append(statistics.median(run["train_seconds"] for run in runs))
+        row = next(line for line in text.splitlines() if f"(../records/{held.records.replace('?', '0')})" in line)
+        assert row.startswith(f"| {held.date} | ") and f" {statistics.fmean(accuracies):.3f} % (" in row
+        assert f"| {seconds[-1]:,.0f} (" in row
+        if len(runs) == 3:
+            error = 4.303 * statistics.stdev(accuracies) / 3**0.5
+            low, high = (f"{statistics.fmean(accuracies) + sign * error:.2f}" for sign in (-1, 1))
+            assert f"({low} to {high})" in row
+    assert seconds == sorted(seconds, reverse=True) and len(set(seconds)) == len(seconds)
+
+
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """A copy of the pages, their figures and the records, which lab/documents.py takes for its own."""
@@ -72,7 +95,7 @@ def test_an_edited_table_or_another_record_is_stale(copy, capsys):
     (copy / "README.md").write_text(text)
     (copy / "records" / "speedrun-seed1-cpu.json").unlink()
     assert documents.main(["--check"]) == 1
-    assert "README.md, figures/speedrun.svg;" in capsys.readouterr().err
+    assert "README.md, docs/records.md, figures/speedrun.svg;" in capsys.readouterr().err
 
 
 def test_what_is_written_follows_the_records(copy):
