@@ -111,6 +111,26 @@ SPEEDRUNS: dict[str, Recipe] = {
         differs="The original computes in half precision, Muon's momentum and Newton-Schulz steps too; its quarter of "
         "unsure images is the whole test set's, here it is each test batch's (1,000 images).",
     ),
+    "speedrun-lowres": Recipe(
+        "speedrun-hiverge",
+        "Small images first, Fulcrum's E1 of July 2026: three epochs of 24 x 24 pixels and three of 28 x 28, of which "
+        "one costs a half and three quarters of the full size; 284 steps. The rates fall as if to 0, twelve steps "
+        "before the end, but not below a twentieth of their start; in the last twenty steps lookahead. Six views of "
+        "every test image.",
+        Claim(94.046, 200, 1.828, "A100"),
+        "fulcrumresearch/cifar-10-speedrun, recipe E1; a claim of its authors",
+        {
+            "epochs": 9,
+            "last_epoch": 28 / 32,
+            "learning_rate": 0.2255,
+            "sides": "24x3 28x3 32",
+            "lookahead_every": 4,
+            "lookahead_epochs": 20 / 32,
+            "tta": "six",
+        },
+        knots=((0, 1 / 32, 1), (0.95, (1 - 0.95 * 12) / 32, 0.05), (1, 0, 0.05)),
+        differs="E1 whitens with 5,000 images, here 960 as hiverge does.",
+    ),
     "speedrun95": Recipe(
         "speedrun",
         "airbench95: wider, the whitening's bias from 0, Nesterov momentum for all, and lookahead.",

@@ -19,8 +19,8 @@ MOST_GROUPS = 200  # of an epoch's images, for one draw each (D. C. Page, post 8
 
 
 class HostBatches(Batches):
-    """The core's batches, with `flip` alternating, `draws` grouped, jitter of brightness and contrast, epochs that leave
-    no image over, and `sides` too.
+    """The core's batches, with `flip` alternating, `draws` grouped, jitter of brightness and contrast, epochs that
+    leave no image over, and `sides` too.
 
     A random half of the images, by the seed, is mirrored in the odd epochs and the rest in the even ones, so that any
     two epochs that follow one another show every image both ways (K. Jordan, arXiv 2404.00498, section 3.6).

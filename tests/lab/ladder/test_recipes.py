@@ -9,6 +9,7 @@ import tensorflow as tf
 from lab import assemble
 from lab.base.errors import UserError
 from lab.ladder import describe, networks, recipes
+from lab.machine.sides import of_epoch
 
 
 def conv(inputs, outputs, size=3):
@@ -70,7 +71,7 @@ PARAMETERS = {
     "tricks-smoothing": DAVIDNET, "tricks-celu": DAVIDNET, "tricks-ghost": DAVIDNET,
     "tricks-frozen": DAVIDNET - SCALES, "tricks-whiten": WHITENED, "tricks-ema": WHITENED,
     "bag-of-tricks": WHITENED, "eager-tutorial": DAVIDNET, "fenwicks": DAVIDNET, "speedrun": SPEEDNET,
-    "speedrun-hiverge": SPEEDNET,
+    "speedrun-lowres": SPEEDNET, "speedrun-hiverge": SPEEDNET,
     "speedrun95": SPEEDNET95, "speedrun96": SPEEDNET96, "speedrun96-proxy": SPEEDNET96,
 }  # fmt: skip
 
@@ -196,6 +197,7 @@ SOURCES = {
     **dict.fromkeys(
         ("speedrun96", "speedrun96-proxy"), (45, 1024, 12, [(1 / 48, 5.4 / 23), (217 / 48, 27 / 23), (2161 / 48, 0)])
     ),
+    "speedrun-lowres": (9, 1536, 0, [(1 / 32, 0.2255), (0.95 * 8.5 + 1 / 32, 0.05 * 0.2255), (9, 0.05 * 0.2255)]),
 }  # fmt: skip
 
 
@@ -225,6 +227,8 @@ def test_epochs_batch_cutout_and_rates_are_the_sources(name):
         ("bag-of-tricks-80", 24, [(0, 0), (4.8, 0.4), (22, 0.04), (24, 0.04)]),
         ("speedrun", 4, [(0.04, 0.24), (4.04, 0)]),  # the shift stays one step
         ("speedrun", 16, [(0.04, 0.24), (16.04, 0)]),
+        # The tail stays twelve steps.
+        ("speedrun-lowres", 3, [(1 / 32, 0.2255), (0.95 * 84 / 32 + 1 / 32, 0.05 * 0.2255), (3, 0.05 * 0.2255)]),
         ("post1-baseline", 70, [(0, 0), (30, 0.1), (60, 0.005), (70, 0)]),
         ("post0-dawnbench", 8, [(0, 0), (3, 0.1), (6, 0.005), (7, 0), (7.001, 0.0005), (8, 0.0005)]),
         ("tricks-pool-first", 24, [(0, 0), (5, 0.4), (24, 0)]),  # 94.0 % there, with the warm-up of 25 epochs
@@ -257,6 +261,29 @@ def test_a_last_epoch_that_is_a_part_shortens_the_schedule(changes, warmup, knot
     np.testing.assert_allclose(np.array(pairs), np.array(knots), rtol=1e-9)
     with pytest.raises(UserError, match=r"--warmup-epochs 1\.8 is not below the run's 1\.7; lower it"):
         assemble.configure({"epochs": 2, "last_epoch": 0.7, "warmup_epochs": 1.8})
+
+
+def test_the_rates_sides_and_lookahead_of_every_step_are_e1s():
+    """284 steps of 32 an epoch; the rate of step s, from 0, is max(1 - s / 272, 0.05) of its start. Lookahead begins
+    eight steps before the 272nd and comes every four (fulcrumresearch/cifar-10-speedrun, runners/recipes/e1.py)."""
+    options = assemble.configure({"recipe": "speedrun-lowres"})
+    steps = np.arange(284)
+    assert (options.epochs - 1 + options.last_epoch) * 32 == 284
+    pairs = [tuple(map(float, pair.split(","))) for pair in options.knots.split()]
+    found = np.interp((steps + 1) / 32, *zip(*pairs, strict=True))
+    np.testing.assert_allclose(found, 0.2255 * np.maximum(1 - steps / 272, 0.05), rtol=1e-8)
+    assert (options.lookahead_every, options.lookahead_keeps, options.lookahead_power) == (4, 0.7, 0)
+    assert 284 - options.lookahead_epochs * 32 == 272 - 8
+    sides = [of_epoch(options.sides, 1 + step // 32) for step in steps]
+    assert sides == [24] * 96 + [28] * 96 + [32] * 92
+
+
+def test_sides_keep_their_share_of_other_epochs():
+    """As --epochs stretches the rest; of an epoch alone nothing is left but full size."""
+    sides = {18: "24x6 28x6 32", 9: "24x3 28x3 32", 4: "24x1 28x1 32", 3: "24x1 28x1 32", 1: "32"}
+    found = {epochs: assemble.configure({"recipe": "speedrun-lowres", "epochs": epochs}).sides for epochs in sides}
+    assert found == sides
+    assert assemble.configure({"recipe": "speedrun-lowres", "epochs": 4, "sides": "16x3 32"}).sides == "16x3 32"
 
 
 def test_a_lower_peak_lowers_every_knot_and_knots_of_ones_own_stay():

@@ -116,7 +116,7 @@ def stop_at(monkeypatch, epoch, step):
 
 def test_a_run_resumed_twice_around_an_epochs_end_has_the_undisturbed_rows(short, tmp_path, monkeypatch):
     """The sums of the part of an epoch that was made before a stop are in its row, and in no other; the average that
-    takes the weights' place, and the network that chooses images, go on from what they were; each epoch has its side."""
+    takes the weights' place and the network that chooses images go on from what they were; each epoch has its side."""
     short = short | {"lookahead_every": 2, "hardest": 0.5, "sides": "24x1 32"}
     whole = command.train(**short | {"out": str(tmp_path / "whole")})
     with monkeypatch.context() as patch:
