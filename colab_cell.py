@@ -315,8 +315,7 @@ class _Unpickler(pickle.Unpickler):
     """Reads the dictionaries, lists and NumPy arrays of CIFAR-10's files; nothing in them can run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        reconstruct = np.empty(0).__reduce__()[0]  # how NumPy's arrays are pickled
-        known = {"ndarray": np.ndarray, "dtype": np.dtype, "_reconstruct": reconstruct}
+        known = {"ndarray": np.ndarray, "dtype": np.dtype, "_reconstruct": np.empty(0).__reduce__()[0]}
         if module.split(".")[0] != "numpy" or name not in known:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return known[name]
@@ -385,8 +384,7 @@ def plan(config: Any, epoch: int, count: int, side: int = 32) -> NDArray[np.int3
         return generator.integers(0, choices, len(order))
 
     offsets, places = 2 * config.pad + 1, side - config.cutout + 1
-    crops, mirrored = [draw(offsets), draw(offsets)], draw(2) * (config.flip == "random")
-    columns = [order, *crops, mirrored, draw(places), draw(places)]
+    columns = [order, draw(offsets), draw(offsets), draw(2) * (config.flip == "random"), draw(places), draw(places)]
     return np.stack(columns, 1).astype(np.int32).reshape(steps, config.batch_size, 6)
 
 
@@ -464,14 +462,17 @@ class Batches:
 def each_replica(strategy: tf.distribute.Strategy, batches: NDArray[np.int32], make: Any) -> Any:
     """A data set that gives each replica make(its part) of each batch of rows; `batches` is (steps, B, ...)."""
 
-    def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        replicas = context.num_replicas_in_sync
-        count, batch, *row = batches.shape
-        parts = batches.reshape(count, replicas, batch // replicas, *row)
-        own = np.array_split(parts, context.num_input_pipelines, 1)[context.input_pipeline_id]  # this host's
-        rows = tf.data.Dataset.from_tensor_slices(own.reshape(count * own.shape[1], batch // replicas, *row))
-        return rows.map(make, tf.data.AUTOTUNE, deterministic=True).prefetch(2 * replicas)
+    replicas, options = strategy.num_replicas_in_sync, tf.data.Options()
+    options.autotune.enabled = False  # when an iterator ends, TF 2.21's thread for it may sleep on for a minute
 
+    def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        parts = np.stack(np.split(batches, replicas, 1), 1)  # (steps, replicas, b, ...)
+        own = np.array_split(parts, context.num_input_pipelines, 1)[context.input_pipeline_id]  # this host's
+        rows = tf.data.Dataset.from_tensor_slices(own.reshape(-1, *own.shape[2:]))
+        return rows.map(make, tf.data.AUTOTUNE, deterministic=True).prefetch(2 * replicas).with_options(options)
+
+    if replicas == 1 and "CPU" in strategy.extended.worker_devices[0]:
+        return pipeline(tf.distribute.InputContext())  # the strategy would add iterators with that thread
     return strategy.distribute_datasets_from_function(pipeline)
 
 # ==== train_eager.py ========================================================================================
@@ -846,10 +847,9 @@ def train(**changes: Any) -> tuple[Training, list[dict[str, float]]]:
             config = replace(config, warmup_epochs=WARMUP_EPOCHS / EPOCHS * config.epochs)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
-    training, rows = Training(config), []
+    training = Training(config)
     checkpoint = Path(config.checkpoint_dir) / "last.npz" if config.checkpoint_dir else None
-    if checkpoint and checkpoint.exists():
-        rows = training.restore(checkpoint)
+    rows = training.restore(checkpoint) if checkpoint and checkpoint.exists() else []
     print(f"{training.replicas} x {training.kind}, {training.precision}; {len(rows)} epochs done; the next compiles")
     images = training.steps_per_epoch * config.batch_size
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # by a person, at a terminal or in a notebook

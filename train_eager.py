@@ -429,10 +429,9 @@ def train(**changes: Any) -> tuple[Training, list[dict[str, float]]]:
             config = replace(config, warmup_epochs=WARMUP_EPOCHS / EPOCHS * config.epochs)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
-    training, rows = Training(config), []
+    training = Training(config)
     checkpoint = Path(config.checkpoint_dir) / "last.npz" if config.checkpoint_dir else None
-    if checkpoint and checkpoint.exists():
-        rows = training.restore(checkpoint)
+    rows = training.restore(checkpoint) if checkpoint and checkpoint.exists() else []
     print(f"{training.replicas} x {training.kind}, {training.precision}; {len(rows)} epochs done; the next compiles")
     images = training.steps_per_epoch * config.batch_size
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # by a person, at a terminal or in a notebook
