@@ -31,6 +31,7 @@ except ImportError:  # Windows: there nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 NAME = "run.json"
+PART = f"{NAME}.part"  # while it is being written
 MARKER = "writing-"
 LARGEST = 2**20  # bytes of a run.json; it has a few thousand
 OWN = (NAME, "checkpoints")  # what may lie there before a run has left anything
@@ -162,7 +163,7 @@ class _Folder:
     def refuse_others(self, names: list[str]) -> None:
         """Raises UserError if what lies there (names) is another's."""
         names = [name for name in names if not name.startswith(".") and name != "lost+found"]
-        there = [name for name in names if name != NAME and not name.startswith(MARKER)]
+        there = [name for name in names if name not in (NAME, PART) and not name.startswith(MARKER)]
         owner = read(self.path).get("name")
         if owner == self.name or (self.again and owner is None) or not (there or owner):
             return
