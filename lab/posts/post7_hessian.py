@@ -159,5 +159,7 @@ def draw(record: Mapping[str, Any], figure: Any) -> None:
     answers.plot([], [], ":", color=GREY, label="a random direction")
     answers.axvline(1, color=GREY, linewidth=1)
     answers.set(xscale="log", xlabel="step (% of |w|)", ylabel="images answered with the chosen class", ylim=(0, 1))
+    answers.set_xticks(percent, [f"{value:g}" for value in percent])
+    answers.minorticks_off()
     for axes in (values, answers):
         axes.legend(fontsize="small")
