@@ -103,7 +103,7 @@ def judge(record: Record) -> list[Finding]:
 
 
 def draw(record: Record, figure: Any) -> None:
-    figure.set_size_inches(11, 4)
+    figure.set_size_inches(11, 3.6)
     sizes = record["sizes"]
     panels = figure.subplots(1, len(PLANES))
     for axes, plane, (kept, rates, others, name) in zip(panels, record["planes"], PLANES, strict=True):
@@ -111,7 +111,7 @@ def draw(record: Record, figure: Any) -> None:
         picture = axes.imshow(losses, cmap="viridis_r", origin="lower")
         for row, column in product(*map(range, losses.shape)):
             loss = losses[row, column]
-            shade = "white" if loss < np.nanmean(losses) else "black"
+            shade = "black" if loss < (np.nanmin(losses) + np.nanmax(losses)) / 2 else "white"
             axes.text(column, row, f"{loss:.2f}", ha="center", va="center", fontsize=8, color=shade)
         axes.axline((0, 0), slope=1, color="#D55E00", ls="--", label=f"{kept} constant")
         axes.set_xticks(range(losses.shape[1]), map("{:g}".format, sizes[others]))
