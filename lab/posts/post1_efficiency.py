@@ -38,6 +38,8 @@ ORIGINAL = {**SMALL, "limit_train": 0, "limit_test": 0, "batch_size": 512, "widt
 WHOLE = 24 * 50_000  # images of DavidNet's training
 FREE, SEVERAL = 1.1, 2.0  # times the step with its batches ready; times the data work in batches
 REPEATS = 10
+OPTIONS = tf.data.Options()
+OPTIONS.autotune.enabled = False  # as the core's batches, see data.each_replica
 
 
 class ReadyBatches(HostBatches):
@@ -46,7 +48,9 @@ class ReadyBatches(HostBatches):
     def prepare(self) -> None:
         super().prepare()
         pixels, labels = zip(*super().open(1), strict=True)
-        self.ready = tf.data.Dataset.from_tensor_slices((tf.stack(pixels), tf.stack(labels))).prefetch(2)
+        self.ready = (
+            tf.data.Dataset.from_tensor_slices((tf.stack(pixels), tf.stack(labels))).prefetch(2).with_options(OPTIONS)
+        )
 
     def open(self, epoch: int, done: int = 0) -> Iterator[Any]:
         return iter(self.ready)
@@ -58,7 +62,7 @@ class SingleBatches(HostBatches):
     def open(self, epoch: int, done: int = 0) -> Iterator[Any]:
         rows = self.rows(epoch)[done:]
         single = tf.data.Dataset.from_tensor_slices(rows.reshape(-1, rows.shape[-1])).map(self.one, tf.data.AUTOTUNE)
-        return iter(single.batch(rows.shape[1], drop_remainder=True).prefetch(2))
+        return iter(single.batch(rows.shape[1], drop_remainder=True).prefetch(2).with_options(OPTIONS))
 
     def one(self, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The image of a row (6,) of the plan, (32, 32, 3) float32, and its label, scalar int32."""
