@@ -72,7 +72,7 @@ def draw(record: Record, figure: Any) -> None:
     flat = next(curve["train_loss"][-1] for curve in curves if curve["batch_size"] == 128)
     last.axhline(flat, color="black", lw=1, ls=":", label="forgetting alone: as at 128")
     last.set_xscale("log", base=2)
-    last.set(xlabel="images a batch, the rate in proportion", ylabel="loss an image, last epoch")
+    last.set(xlabel="images a batch, the rate in proportion", ylabel="loss an image, last epoch", yscale="log")
     last.set_xticks(sizes, map(str, sizes), fontsize=7)
     last.legend(fontsize=8)
     for axes in (loss, last):

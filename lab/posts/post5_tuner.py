@@ -115,4 +115,5 @@ def draw(record: Record, figure: Any) -> None:
     for entry, name, colour in ((davidnets, "DavidNet's values", "#0072B2"), (best, "the grid's best", "#D55E00")):
         lower.axhline(abs(np.mean(entry["scores"])), color=colour, ls="--", label=name)
     lower.set(xlabel="points measured, in the tuner's order", ylabel=f"held-out {record['sizes']['by']}")
+    lower.xaxis.get_major_locator().set_params(integer=True)
     lower.legend(fontsize=8)
