@@ -77,7 +77,7 @@ WAYS = {"ready": ReadyBatches, "in batches": HostBatches, "one by one": SingleBa
 
 
 def measure(sizes: tools.Sizes, images: ImageSet, seed: int) -> dict[str, Any]:
-    """Seconds of `steps` by width and way, and of the `data` alone by way; GFLOP a step by width; the peak, GFLOP/s."""
+    """Seconds of `steps` by width and way, and of a `batch` alone by way; GFLOP a step by width; the peak, GFLOP/s."""
     steps, gflop = [], []
     for width in sizes["widths"]:
         training = tools.make(sizes, images, seed, width=width, pipeline="host")
@@ -85,7 +85,7 @@ def measure(sizes: tools.Sizes, images: ImageSet, seed: int) -> dict[str, Any]:
         ways = {way: kind(training.config, training.images, training.strategy) for way, kind in WAYS.items()}
         steps.append({way: seconds_a_step(training, batches) for way, batches in ways.items()})
     data = {way: seconds_a_batch(batches) for way, batches in ways.items()}
-    return {"steps": steps, "data": data, "gflop": gflop, "peak_gflops": peak(sizes["product"])}
+    return {"steps": steps, "batch": data, "gflop": gflop, "peak_gflops": peak(sizes["product"])}
 
 
 def seconds_a_step(training: LabTraining, batches: HostBatches) -> float:
@@ -134,7 +134,7 @@ def judge(record: Record) -> list[Finding]:
         share = f"{at_peak / ready:.0%} of {record['peak_gflops']:.0f} GFLOP/s; {hours:.1f} hours at 100 %"
         what = f"width {width}: share of the peak, and DavidNet's 24 epochs"
         found.append(Finding(what, "below 100 %", share, at_peak < ready))
-    times = record["data"]["one by one"] / record["data"]["in batches"]
+    times = record["batch"]["one by one"] / record["batch"]["in batches"]
     what = "making the images of a batch one by one, beside at once"
     found.append(Finding(what, f"more than {SEVERAL:g} times", f"{times:.1f} times", times > SEVERAL))
     return found
@@ -149,7 +149,7 @@ def draw(record: Record, figure: Any) -> None:
         axes.axhline(limit, color="black", ls="--", lw=1, label="at the machine's peak")
         axes.set(title=f"a step, width {width}", ylabel="milliseconds")
         axes.legend(fontsize=8)
-    panels[-1].bar(range(len(WAYS)), [1000 * record["data"][way] for way in WAYS], color=COLOURS[1])
+    panels[-1].bar(range(len(WAYS)), [1000 * record["batch"][way] for way in WAYS], color=COLOURS[1])
     panels[-1].set(title="the batch alone", ylabel="milliseconds")
     for axes in panels:
         axes.set_xticks(range(len(WAYS)), WAYS, fontsize=8)

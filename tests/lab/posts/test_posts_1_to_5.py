@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data import plan
+from lab.posts import frame
 from lab.posts import post1_efficiency as efficiency
 from lab.posts import post2_batch_size as batch_size
 from lab.posts import post2_forgetting as forgetting
@@ -43,13 +44,21 @@ def test_images_made_one_by_one_or_beforehand_are_those_of_the_batches(images):
             assert made[way][0][1][index] == images.train_labels[number]
 
 
+def test_the_whole_experiment_runs_at_tiny_sizes(small_data, monkeypatch):
+    monkeypatch.setattr(efficiency, "SMALL", {**TINY, "widths": [4], "product": 16})
+    record = frame.run("post1 efficiency", data=str(small_data))
+    assert set(frame.ABOUT) < set(record) and record["data"]["sha256"] and record["sizes"]["widths"] == [4]
+    assert [set(record["steps"][0]), set(record["batch"])] == [set(efficiency.WAYS)] * 2
+    assert len(frame.judge(record)) == 4
+
+
 def test_the_share_of_the_peak_is_worked_out(images):
     """64 filters: 379 million multiply-adds an image forward, three times that with both gradients (docs/speed.md)."""
     steps = {"ready": 2.0, "in batches": 2.1, "one by one": 5.0}
     record = {
         "sizes": {"widths": [64], "batch_size": 512},
         "steps": [steps],
-        "data": {"in batches": 0.1, "one by one": 0.15},
+        "batch": {"in batches": 0.1, "one by one": 0.15},
         "gflop": [379e6 * 6 * 512 / 1e9],  # 1,164
         "peak_gflops": 1000.0,
     }
