@@ -148,7 +148,8 @@ def draw(record: Record, figure: Any) -> None:
         limit = 1000 * gflop / record["peak_gflops"]
         axes.axhline(limit, color="black", ls="--", lw=1, label="at the machine's peak")
         axes.set(title=f"a step, width {width}", ylabel="milliseconds")
-        axes.legend(fontsize=8)
+        axes.margins(y=0.15)
+        axes.legend(fontsize=8, loc="upper left")
     panels[-1].bar(range(len(WAYS)), [1000 * record["batch"][way] for way in WAYS], color=COLOURS[1])
     panels[-1].set(title="the batch alone", ylabel="milliseconds")
     for axes in panels:
