@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from lab.base.console import say
 from lab.base.errors import Exit, Parser, UserError, exits_with_one_line
 from lab.base.files import write_whole
 from lab.bench import rivals, tables
-from lab.bench.worker import Worker, WorkerFailedError, highest, prepare, turn
+from lab.bench.worker import Worker, WorkerFailedError, default_precision, highest, prepare, turn
 from lab.machine import memory
 from lab.runs import record
 
@@ -161,14 +162,15 @@ def rows(measured: dict[str, dict[str, Any]], task: rivals.Task, steps: int, loa
     result = []
     for name, values in measured.items():
         candidate, samples = table[name], values["samples"]
+        precision = task.precision if candidate.precision == rivals.DEFAULT else candidate.precision
         seconds, beside = [sample["seconds"] for sample in samples], rates.get(candidate.beside)
-        limit = limits[candidate.precision] if candidate.section == "steps" else []
+        limit = limits[precision] if candidate.section == "steps" else []
         row = {
             "name": name,
             "section": candidate.section,
-            "about": candidate.about,
+            "about": f"{candidate.about}, {precision}" if candidate.section == "steps" else candidate.about,
             "unit": candidate.unit,
-            "precision": candidate.precision,
+            "precision": precision,
             "units_per_step": values["units"],
             "rate": summary(rates[name]),
             "times_as_fast": {candidate.beside: summary(ratios(beside, rates[name]))} if beside else {},
@@ -218,25 +220,24 @@ def scaling_sizes(batch_size: int, cores: int, *, quick: bool) -> list[tuple[str
     return sizes + [(*small, batch_size, threads) for threads in SCALED_THREADS if threads < cores]
 
 
-def scale(network: str, width: int, rounds: int, folder: Path, load: float, *, quick: bool) -> list[dict[str, Any]]:
+def scale(task: rivals.Task, rounds: int, load: float, *, quick: bool) -> list[dict[str, Any]]:
     """The scaling table, of our step: one process after another, `rounds` single steps each.
 
     Args:
-        network, width: what is trained.
+        task: what is trained; the images are made beside its own.
         rounds: steps that count.
-        folder: for the images.
         load: load average before the start.
         quick: tiny sizes.
     """
-    sizes = scaling_sizes(rivals.NETWORKS[network].batch_size, record.hardware()["cores"], quick=quick)
+    sizes = scaling_sizes(rivals.NETWORKS[task.network].batch_size, record.hardware()["cores"], quick=quick)
     result = []
     for way, images, batch_size, threads in sizes:
         size = f"{images} images, batch {batch_size}, threads {threads}"
         say(f"starting {way}: {size}")
-        task = rivals.Task(network, batch_size, width, folder / f"images-{images}.npz")
-        if not task.data.exists():
-            rivals.make_images(task.data, images, TEST_IMAGES)
-        with contextlib.closing(Worker("ours", task, threads)) as worker:
+        own = replace(task, batch_size=batch_size, data=task.data.with_name(f"images-{images}.npz"))
+        if not own.data.exists():
+            rivals.make_images(own.data, images, TEST_IMAGES)
+        with contextlib.closing(Worker("ours", own, threads)) as worker:
             try:
                 prepared = prepare(worker, way)
                 samples = [worker.ask(way, 1) for _ in range(rounds)]
@@ -376,6 +377,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     sizes |= {"images": IMAGES, "test_images": TEST_IMAGES} | (QUICK if options.quick else {})
     sizes |= {name: value for name, value in vars(options).items() if name in sizes and value is not None}
     hardware, versions, load = record.hardware(), _versions(), os.getloadavg()
+    precision = default_precision()
     say(f"{hardware['processor']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB")
     say(", ".join(f"{name} {version}" for name, version in versions.items()))
     say(f"load average before the start: {load[0]:.2f} (1 minute), {load[1]:.2f} (5), {load[2]:.2f} (15)")
@@ -385,17 +387,17 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
         "steps_per_turn": options.steps,
         **sizes,
         "gflop_per_image": network.gflop(sizes["width"]),
-        "precision": rivals.PRECISION,  # of our default
+        "precision": precision,  # of our default
         "hardware": hardware,
         "versions": versions,
     }
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        path = Path(folder) / "images.npz"
+        task = rivals.Task(options.network, sizes["batch_size"], sizes["width"], path, precision)
         if options.scaling:
-            arguments = options.network, sizes["width"], sizes["rounds"], Path(folder), load[0]
-            result["scaling"] = scale(*arguments, quick=options.quick)
+            result["scaling"] = scale(task, sizes["rounds"], load[0], quick=options.quick)
             say(tables.scaling(result["scaling"]))
         else:
-            task = rivals.Task(options.network, sizes["batch_size"], sizes["width"], Path(folder) / "images.npz")
             rivals.make_images(task.data, max(sizes["images"], task.batch_size), sizes["test_images"])
             least = 0.0 if options.quick else TURN_SECONDS
             measured, left_out = measure(names, task, sizes["rounds"], options.steps, least)

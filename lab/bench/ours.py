@@ -7,15 +7,14 @@ import tensorflow as tf
 
 from data import plan
 from lab import assemble
-from lab.bench.rivals import PRECISION, Built, Task
+from lab.bench.rivals import Built, Task
 from lab.ladder.optimizers import orthogonalise
 
 
 @functools.cache
-def training(
-    task: Task, pipeline: str = "device", precision: str = PRECISION, *, jit: bool = True
-) -> assemble.LabTraining:
-    """A training that is ready to go, with the batches by `pipeline`: host or device."""
+def training(task: Task, pipeline: str = "device", precision: str = "", *, jit: bool = True) -> assemble.LabTraining:
+    """A training that is ready to go, with the batches by `pipeline`, host or device; in the task's precision unless
+    another is given."""
     changes = {
         "recipe": task.network,
         "data": str(task.data),
@@ -23,7 +22,7 @@ def training(
         "width": task.width,
         "pipeline": pipeline,
         "device": "cpu",
-        "precision": precision,
+        "precision": precision or task.precision,
         "jit": jit,
     }
     return assemble.make(assemble.configure(changes))

@@ -43,12 +43,14 @@ PROCESSES: dict[str, dict[str, str]] = {  # the environment of each
 
 @dataclass(frozen=True)
 class Task:
-    """How large the work is: the recipe, images a step, filters of the first convolution, the .npz with the images."""
+    """How large the work is: the recipe, images a step, filters of the first convolution, the .npz with the images; and
+    the precision that a run takes by default."""
 
     network: str
     batch_size: int
     width: int
     data: Path
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Candidate:
         about: one line for the table's reader.
         unit: of what `build` counts.
         beside: the candidate whose rate is divided by this one's, '' for none.
-        precision: that its products are computed in.
+        precision: that its products are computed in; DEFAULT: the task's.
         usual: measured unless --only says otherwise.
     """
 
@@ -182,21 +184,20 @@ COMMON = {
 }
 OURS = "ours-device"  # beside which the others stand, and which is measured in the scaling table
 WAYS = (OURS, "ours-xla", "ours-graph")  # to compute on a CPU
-# What lab/machine/fastest.py takes on every processor that was seen: bfloat16 where it has the instructions.
-PRECISION = "bfloat16" if processor.multiplies_bfloat16() else "float32"
+DEFAULT = "default"  # of a candidate's precision: the task's
 
 
 def _rival(process: str, build: str, about: str, precision: str = "float32", *, usual: bool = True) -> Candidate:
-    return Candidate("steps", process, build, f"{about}, {precision}", "images", OURS, precision, usual)
+    return Candidate("steps", process, build, about, "images", OURS, precision, usual)
 
 
 _OUR_STEPS = {
-    OURS: Candidate("steps", "ours", "ours.device_steps", f"a run's default, {PRECISION}", precision=PRECISION),
+    OURS: Candidate("steps", "ours", "ours.device_steps", "a run's default", precision=DEFAULT),
     "ours-xla": _rival("ours-float32", "ours.xla_steps", "XLA and Winograd"),
     "ours-graph": _rival("ours-float32", "ours.graph_steps", "no XLA, oneDNN's kernels"),
 }
 DAVIDNET = _OUR_STEPS | {
-    "ours-host": _rival("ours", "ours.host_steps", "the default, batches by tf.data", PRECISION),
+    "ours-host": _rival("ours", "ours.host_steps", "the default, batches by tf.data", DEFAULT),
     "tutorial": _rival("tensorflow", "with_tensorflow.tutorial", "the eager tutorial's loop"),
     "tutorial-bf16": _rival("tensorflow", "with_tensorflow.tutorial_bf16", "that", "bfloat16"),
     "tutorial-function": _rival("tensorflow", "with_tensorflow.tutorial_function", "the tutorial under tf.function"),

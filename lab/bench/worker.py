@@ -28,6 +28,15 @@ class WorkerFailedError(Exception):
     """A candidate could not be built or run; the message says why in one line."""
 
 
+def default_precision() -> str:
+    """In what a run on this CPU computes by default: timed as when a run starts, in a process of its own."""
+    code = "from lab.machine import fastest; print(fastest.choose('auto', jit=True).precision)"
+    environment = os.environ | rivals.PROCESSES["ours"]
+    command = [sys.executable, "-c", code]
+    timed = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return timed.stdout.strip()
+
+
 class Worker:
     """A process that builds and runs candidates.
 
@@ -38,7 +47,7 @@ class Worker:
     """
 
     def __init__(self, process: str, task: rivals.Task, threads: int = 0) -> None:
-        sizes = (task.network, str(task.batch_size), str(task.width), str(task.data.absolute()))
+        sizes = (task.network, str(task.batch_size), str(task.width), str(task.data.absolute()), task.precision)
         # Closed by `close`: it lives as long as the process that writes to it.
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.started = time.monotonic()
@@ -178,5 +187,5 @@ def _memory() -> dict[str, float | None]:
 
 
 if __name__ == "__main__":
-    network, batch_size, width, data = sys.argv[1:]
-    serve(rivals.Task(network, int(batch_size), int(width), Path(data)))
+    network, batch_size, width, data, precision = sys.argv[1:]
+    serve(rivals.Task(network, int(batch_size), int(width), Path(data), precision))

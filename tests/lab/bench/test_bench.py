@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lab.base.errors import UserError
 from lab.bench import bench, rivals, tables, worker
+from lab.machine import processor
 
 TASK = rivals.Task("davidnet", 512, 64, Path("images.npz"))
 
@@ -118,7 +120,7 @@ def test_the_document_s_table_by_hand():
     }
     record = conditions(rows=bench.rows(measured, TASK, 1, 0.25))
     assert tables.rows_in_markdown(record).splitlines()[2:] == [
-        f"| steps: a run's default, {rivals.PRECISION} (`ours-device`) | 50 (50–100) images/s † |  |  |",
+        "| steps: a run's default, float32 (`ours-device`) | 50 (50–100) images/s † |  |  |",
         "| steps: PyTorch eager, channels_last, float32 (`pytorch`) | 5.0 (5.0–5.0) images/s "
         "| 10.00 (10.00–20.00) |  |",
         "",
@@ -129,6 +131,23 @@ def test_the_document_s_table_by_hand():
         "`tutorial-function-bf16`, `keras-fit`, `keras-fit-bf16`, `pytorch-hugepages`, `pytorch-compile`, "
         "`pytorch-bf16`, `pytorch-hugepages-bf16`, `pytorch-compile-bf16`.",
     ]
+
+
+@pytest.mark.parametrize(("precision", "share"), [("float32", 0.5), ("bfloat16", 0.25)])
+def test_our_default_is_held_against_the_limit_of_the_precision_that_this_cpu_takes(precision, share):
+    gflop = rivals.NETWORKS["davidnet"].gflop(64)
+    measured = {
+        "sgemm-numpy": answered(gflop, [1.0, 1.0]),  # of an image a second
+        "bgemm-tensorflow": answered(gflop, [0.5, 0.5]),
+        "ours-device": answered(512, [1024.0, 1024.0]),
+    }
+    row = bench.rows(measured, replace(TASK, precision=precision), 1, 0.1)[-1]
+    assert (row["precision"], row["about"]) == (precision, f"a run's default, {precision}")
+    assert row["share_of_limit"]["median"] == pytest.approx(share)
+
+
+def test_the_default_precision_is_asked_of_a_process_that_times_it():
+    assert worker.default_precision() in {"float32", *["bfloat16"] * processor.multiplies_bfloat16()}
 
 
 def test_the_document_s_scaling_table_by_hand():
@@ -241,7 +260,7 @@ def test_the_scaling_rows_by_hand(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(bench, "Worker", Fake)
     monkeypatch.setattr(bench.record, "hardware", lambda: {"cores": 2})
-    rows = bench.scale("davidnet", 8, 3, tmp_path, 0.1, quick=True)
+    rows = bench.scale(rivals.Task("davidnet", 16, 8, tmp_path / "images.npz"), 3, 0.1, quick=True)
     assert [row["way"] for row in rows] == [way for way, *_ in asked] == ["ours-device", "ours-xla", "ours-graph"]
     assert [tuple(rest) for _, *rest in asked] == [("ours", 32, 8, True, 2)] * 3
     for row in rows:
