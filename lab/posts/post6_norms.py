@@ -131,7 +131,7 @@ def draw(record: Record, figure: Any) -> None:
         for start, colour in zip(STARTS, COLOURS, strict=False):
             values = series(record, start, kind)
             at = record["sizes"]["every"] * np.arange(1, values.shape[1] + 1)
-            lines = axes.plot(at, values.T, color=colour, lw=1, alpha=0.8)
+            lines = axes.plot(at[1::2], values[:, 1::2].T, color=colour, lw=1, alpha=0.8)
             lines[0].set_label(f"filters {start} x their usual length")
         axes.set(xlabel="steps", ylabel=label, yscale="log")
         axes.grid(alpha=0.25)

@@ -117,7 +117,7 @@ def judge(record: Mapping[str, Any]) -> list[Finding]:
             f"frozen: share of the {OUTLIERS} leading eigenvectors in the span",
             "0.80 to 0.86",
             text,
-            np.mean(shares) > 0.5,
+            bool(np.mean(shares) > 0.5),
         )
     )
     values = states["frozen"]["eigenvalues"]
