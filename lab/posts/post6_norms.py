@@ -130,6 +130,7 @@ def draw(record: Record, figure: Any) -> None:
     for axes, (kind, label) in zip(figure.subplots(2, 2).flat, KINDS.items(), strict=True):
         for start, colour in zip(STARTS, COLOURS, strict=False):
             values = series(record, start, kind)
+            values = values.max(0, keepdims=True) if kind == "cosine" else values
             at = record["sizes"]["every"] * np.arange(1, values.shape[1] + 1)
             lines = axes.plot(at[1::2], values[:, 1::2].T, color=colour, lw=1, alpha=0.8)
             lines[0].set_label(f"filters {start} x their usual length")
