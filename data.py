@@ -86,7 +86,8 @@ class _Unpickler(pickle.Unpickler):
     """Reads the dictionaries, lists and NumPy arrays of CIFAR-10's files; nothing in them can run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = {"ndarray": np.ndarray, "dtype": np.dtype, "_reconstruct": np.empty(0).__reduce__()[0]}
+        reconstruct = np.empty(0).__reduce__()[0]  # how NumPy's arrays are pickled
+        known = {"ndarray": np.ndarray, "dtype": np.dtype, "_reconstruct": reconstruct}
         if module.split(".")[0] != "numpy" or name not in known:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return known[name]
@@ -232,7 +233,6 @@ class Batches:
 
 def each_replica(strategy: tf.distribute.Strategy, batches: NDArray[np.int32], make: Any) -> Any:
     """A data set that gives each replica make(its part) of each batch of rows; `batches` is (steps, B, ...)."""
-
     replicas, options = strategy.num_replicas_in_sync, tf.data.Options()
     options.autotune.enabled = False  # when an iterator ends, TF 2.21's thread for it may sleep on for a minute
 
