@@ -106,7 +106,7 @@ def measure(
     measured: dict[str, dict[str, Any]] = {}
     workers: dict[str, Worker] = {}
     left_out: dict[str, str] = {}
-    table = rivals.candidates(task.network)
+    table = rivals.candidates(task.network, task.precision)
     with contextlib.ExitStack() as stack:
         for name in names:
             process = table[name].process
@@ -152,7 +152,7 @@ def rows(measured: dict[str, dict[str, Any]], task: rivals.Task, steps: int, loa
         task, steps: what was measured.
         load: load average before the start.
     """
-    table = rivals.candidates(task.network)
+    table = rivals.candidates(task.network, task.precision)
     rates = {
         name: [steps * values["units"] / sample["seconds"] for sample in values["samples"]]
         for name, values in measured.items()
@@ -162,15 +162,14 @@ def rows(measured: dict[str, dict[str, Any]], task: rivals.Task, steps: int, loa
     result = []
     for name, values in measured.items():
         candidate, samples = table[name], values["samples"]
-        precision = task.precision if candidate.precision == rivals.DEFAULT else candidate.precision
         seconds, beside = [sample["seconds"] for sample in samples], rates.get(candidate.beside)
-        limit = limits[precision] if candidate.section == "steps" else []
+        limit = limits[candidate.precision] if candidate.section == "steps" else []
         row = {
             "name": name,
             "section": candidate.section,
-            "about": f"{candidate.about}, {precision}" if candidate.section == "steps" else candidate.about,
+            "about": candidate.about,
             "unit": candidate.unit,
-            "precision": precision,
+            "precision": candidate.precision,
             "units_per_step": values["units"],
             "rate": summary(rates[name]),
             "times_as_fast": {candidate.beside: summary(ratios(beside, rates[name]))} if beside else {},

@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -184,7 +184,7 @@ COMMON = {
 }
 OURS = "ours-device"  # beside which the others stand, and which is measured in the scaling table
 WAYS = (OURS, "ours-xla", "ours-graph")  # to compute on a CPU
-DEFAULT = "default"  # of a candidate's precision: the task's
+DEFAULT = "default"  # a candidate's precision that a run takes by default
 
 
 def _rival(process: str, build: str, about: str, precision: str = "float32", *, usual: bool = True) -> Candidate:
@@ -231,11 +231,17 @@ NETWORKS = {
 }
 
 
-def candidates(network: str) -> dict[str, Candidate]:
-    """All candidates for a network, by name, in the order in which they take turns.
+def candidates(network: str, precision: str = DEFAULT) -> dict[str, Candidate]:
+    """All candidates for a network, by name, in the order in which they take turns; `precision` is a run's default.
 
     Raises: UserError for a network that is not there.
     """
     if network not in NETWORKS:
         raise UserError(f"--network {network!r} is not known; choose from {', '.join(NETWORKS)}")
-    return COMMON | dict(NETWORKS[network].candidates)
+
+    def named(step: Candidate) -> Candidate:
+        own = precision if step.precision == DEFAULT else step.precision
+        return replace(step, precision=own, about=f"{step.about}, {own}")
+
+    table = COMMON | dict(NETWORKS[network].candidates)
+    return {name: named(one) if one.section == "steps" else one for name, one in table.items()}
