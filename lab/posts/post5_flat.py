@@ -10,7 +10,7 @@ rate * decay alone. So decay is larger here than DavidNet's: the balance must be
 
 Source: D. C. Page, "How to train your ResNet", post 5. Losses that move as much along as across would refute it.
 
-Small form: 5 minutes on two cores; 4,096 images, width 8, 4 epochs at each of 48 points.
+Small form: 7 minutes on two cores; 4,096 images, width 8, 4 epochs at each of 48 points.
 """
 
 from collections.abc import Mapping

@@ -8,7 +8,7 @@ end is compared with DavidNet's own values too, and with a coarse grid around th
 Source: D. C. Page, "How to train your ResNet", post 5. An end that is worse than DavidNet's values, or than the best of
 the grid, would refute it.
 
-Small form: 15 minutes on two cores; 2,048 images, width 8, 5 epochs, 3 seeds a point. Stopped, the same
+Small form: 8 minutes on two cores; 2,048 images, width 8, 5 epochs, 3 seeds a point. Stopped, the same
 command goes on.
 """
 

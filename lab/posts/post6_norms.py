@@ -10,7 +10,7 @@ which trains here, is 16 % larger at momentum 0.9: steps.nesterov_angle.
 
 It would be refuted by gradients with a part along the filters; two starts whose norms stay apart; another angle.
 
-Small form: 2 minutes on two cores; 6,400 images, width 8, 7 epochs of batches of 64 from each start, with four times
+Small form: a minute on two cores; 6,400 images, width 8, 7 epochs of batches of 64 from each start, with four times
 DavidNet's decay and half its rate, so that the balance comes twice as soon.
 """
 

@@ -10,7 +10,7 @@ In the limit of many channels that share is the correlation of one channel's val
 correlation c to (sqrt(1 - c^2) + c (pi - arccos c)) / pi (Y. Cho and L. Saul, 2009): the line in the picture.
 
 Source: D. C. Page, "How to train your ResNet", post 7 (cifar10-fast, batch_norm_post.ipynb), after K. Luther and
-S. Seung, arXiv 1902.04942. Refuted if the share does not rise towards 1 with ReLU, or does with the shifted one.
+S. Seung, arXiv 1902.04942. It is refuted if the share does not rise towards 1 with ReLU, or does with the shifted one.
 
 Small form: the original's sizes, about a minute.
 """

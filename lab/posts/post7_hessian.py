@@ -10,8 +10,8 @@ The loss is cross-entropy plus half the mean of -log p over the classes, which k
 stands for ReLU. Gradient descent on the mean loss is stable up to a rate of 2 / (largest eigenvalue).
 
 Source: D. C. Page, "How to train your ResNet", post 7 (cifar10-fast, batch_norm_post.ipynb: eigenvalues 128, 2,246 and
-3,486 of the loss summed over 256 images, so 0.50, 8.8 and 13.6 of its mean; n = 1). Refuted if freezing batch norm does
-not raise the largest eigenvalue, or the leading eigenvectors lie outside that span. Needs SciPy.
+3,486 of the loss summed over 256 images, so 0.50, 8.8 and 13.6 of its mean; n = 1). It is refuted if freezing
+batch norm does not raise the largest eigenvalue, or the leading eigenvectors lie outside that span. Needs SciPy.
 
 Small form: width 16, 5,120 images in batches of 128 for 10 epochs, Hessian on 512; five minutes on two cores.
 """

@@ -5,9 +5,9 @@ with batch norm (its scales 1 and shifts 0 throughout) and without. A training h
 loss is not finite or whose training accuracy is below half of the best before.
 
 Source: D. C. Page, "How to train your ResNet", post 7 (cifar10-fast, batch_norm_post.ipynb: V100, half precision, n = 1
-each). Refuted if the network with batch norm breaks down too, or only at rates less than ten times higher.
+each). It is refuted if the network with batch norm breaks down too, or only at rates less than ten times higher.
 
-Small form: width 16, 8,192 images in batches of 128, all 25 epochs of the rate; five minutes on two cores.
+Small form: width 16, 8,192 images in batches of 128, all 25 epochs of the rate; four minutes on two cores.
 """
 
 from collections.abc import Mapping, Sequence

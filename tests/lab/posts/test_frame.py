@@ -110,7 +110,7 @@ def test_an_experiment_says_what_it_claims_and_takes_and_has_two_sizes(name):
     about = frame.experiments()[name]
     module = load(about.module)
     assert about.claim.endswith(".") and 20 < len(about.claim) < 400
-    assert "Source:" in module.__doc__ and "refute" in module.__doc__.lower() and "\n\nSmall form: " in module.__doc__
+    assert "Source:" in module.__doc__ and "refute" in module.__doc__ and "\n\nSmall form: " in module.__doc__
     assert module.SMALL != module.ORIGINAL or "the original's sizes" in about.small
     assert (ROOT / "docs" / "posts" / f"{name[:5]}.md").is_file(), "a page for the post"
     assert not set(recipes.RECIPES) & set(module.SMALL)
