@@ -192,32 +192,40 @@ def compiled_elementwise(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable
 # Winograd's minimal filtering F(4x4, 3x3): a 4x4 tile of outputs needs 36 multiplications for a pair of
 # channels instead of 144 (S. Winograd 1980; A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural
 # Networks", arXiv 1509.09308). The transforms around the multiplications are cheap for 128 channels and more,
-# and the multiplications become 36 matrix products.
+# and the multiplications become 36 matrix products. Other tiles fit other sides: two of 4 cover a side of 5,
+# of whose 64 outputs 25 are wanted; one of 5 needs 49 multiplications instead of their 144.
 
-TILE = 4  # outputs on a side
-# Where the two polynomials are evaluated, infinity aside. The usual choice, 0, +-1, +-2, rounds worse
-# in float32 (larger constants, more cancellation); these are short binary fractions, so A and B are exact.
-POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
-# The largest side at which the transforms cost less than they save on a CPU; timed by hand, on two cores.
-LARGEST_SIDE = 16
-LARGEST_PRODUCT_SIDE = 8  # of images whose filter gradients are products; timed by hand, on two cores
+# By tile, its outputs on a side: where the two polynomials are evaluated, infinity aside. The usual choice for 4,
+# 0, +-1, +-2, rounds four times worse in float32 (larger constants, more cancellation). These have about the
+# smallest error among the short binary fractions, in which A and B are exact; 5 and 6 round as that usual choice.
+POINTS = {
+    2: (0.0, 1.0, -1.0),
+    3: (0.0, 0.75, -0.75, 2.0),
+    4: (0.0, 0.625, -0.625, 1.5, -1.5),
+    5: (0.0, 1.0, -1.0, 1.75, -1.75, 0.375),
+    6: (0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0),
+}
+# Timed by hand, on two cores of a CPU:
+TRANSFORM = 128  # multiplications of a matrix product that take as long as the transforms of a number
+LARGEST_SIDE = 16  # beyond it the transformed images, twice the size, no longer pay
+LARGEST_PRODUCT_SIDE = 8  # of images whose filter gradients are products
 
 
 def winograd_matrices(
-    points: tuple[float, ...] = POINTS,
+    points: tuple[float, ...],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """The Toom-Cook matrices A (6, 4), B (6, 6), G (6, 3) with which, in one dimension,
-    correlate(data (6,), filter (3,)) = A' ((G filter) * (B data))  (4,).
+    """The Toom-Cook matrices A (t + 2, t), B (t + 2, t + 2), G (t + 2, 3) of a tile of t outputs, with which, in
+    one dimension, correlate(data (t + 2,), filter (3,)) = A' ((G filter) * (B data))  (t,).
 
     A's column k is the points' k-th power. G evaluates the filter's polynomial and divides by
-    prod(point - other points). B's rows are the coefficients of prod(x - other points). The sixth row of each
+    prod(point - other points). B's rows are the coefficients of prod(x - other points). The last row of each
     is the point at infinity. Rows of B and G are scaled against one another by powers of two, which is exact.
     """
-    count = len(points)
-    a, b, g = np.zeros((count + 1, TILE)), np.zeros((count + 1, count + 1)), np.zeros((count + 1, 3))
+    count, tile = len(points), len(points) - 1
+    a, b, g = np.zeros((count + 1, tile)), np.zeros((count + 1, count + 1)), np.zeros((count + 1, 3))
     for row, point in enumerate(points):
         others = [other for other in points if other != point]
-        a[row] = point ** np.arange(TILE)
+        a[row] = point ** np.arange(tile)
         b[row, :count] = np.poly(others)[::-1]
         g[row] = point ** np.arange(3) / np.prod([point - other for other in others])
     a[count, -1] = g[count, -1] = 1.0
@@ -227,8 +235,26 @@ def winograd_matrices(
     return a.astype(np.float32), (b * scale).astype(np.float32), (g / scale).astype(np.float32)
 
 
-_A, _B, _G = winograd_matrices()
-_GG = np.kron(_G, _G)  # (36, 9): G filter G' for a filter laid out as a vector
+MATRICES = {tile: winograd_matrices(points) for tile, points in POINTS.items()}
+
+
+def fastest_tile(height: int, width: int, inputs: int, outputs: int) -> int | None:
+    """The tile with which a CPU is fastest, for images of height x width and filters (3, 3, inputs, outputs).
+
+    None where a direct convolution is faster, which costs a CPU about a border of pixels more than it computes.
+    """
+    direct = 9 * (height + 1) * (width + 1) * inputs * outputs
+
+    def work(tile: int) -> int:
+        products = _tiles(height, tile) * _tiles(width, tile) * (tile + 2) ** 2
+        return products * (inputs * outputs + TRANSFORM * (inputs + outputs))
+
+    tile = min(POINTS, key=work)
+    return tile if work(tile) < direct else None
+
+
+def _tiles(side: int, tile: int) -> int:
+    return -(-side // tile)
 
 
 def _combine(weights: NDArray[np.float32], parts: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -240,85 +266,80 @@ def _combine(weights: NDArray[np.float32], parts: list[tf.Tensor]) -> list[tf.Te
     return sums
 
 
-def _tiles(side: int) -> int:
-    return -(-side // TILE)
+def _spread(weights: NDArray[np.float32], images: tf.Tensor, tile: int, before: int = 0) -> tf.Tensor:
+    """weights x part x weights' for every tile of the images, from `before` pixels before it, as wide as `weights`;
+    zeros stand around the images.
 
-
-def _spread(weights: NDArray[np.float32], images: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
-    """weights x tile x weights' for every tile; a tile is as wide as `weights` and starts every 4 pixels.
-
-    images (N, H, W, C) -> (36, N * rows * columns, C).
+    images (N, H, W, C), weights (t, width) -> (t * t, N * tiles down * tiles across, C).
     """
-    width = weights.shape[1]
-    down, right = TILE * (rows - 1) + 1, TILE * (columns - 1) + 1
-    # Stacked after each dimension: 36 cells of their own would be 36 kernels to compile.
-    lines = tf.stack(_combine(weights, [images[:, i : i + down : TILE] for i in range(width)]))
-    cells = _combine(weights, [lines[:, :, :, j : j + right : TILE] for j in range(width)])
+    height, across = images.shape[1:3]
+    rows, columns, width = _tiles(height, tile), _tiles(across, tile), weights.shape[1]
+    down, right = tile * (rows - 1) + 1, tile * (columns - 1) + 1
+    below, beside = down - 1 + width - before - height, right - 1 + width - before - across
+    images = tf.pad(images, [[0, 0], [before, below], [before, beside], [0, 0]])
+    # Stacked after each dimension: cells of their own would be as many kernels to compile.
+    lines = tf.stack(_combine(weights, [images[:, i : i + down : tile] for i in range(width)]))
+    cells = _combine(weights, [lines[:, :, :, j : j + right : tile] for j in range(width)])
     return tf.reshape(tf.stack(cells, axis=1), [len(weights) ** 2, -1, images.shape[-1]])
 
 
-def _spread_inputs(images: tf.Tensor) -> tf.Tensor:
-    """B tile B': overlapping 6x6 tiles of the images, padded by one pixel of zeros and to whole tiles."""
-    rows, columns = _tiles(images.shape[1]), _tiles(images.shape[2])
-    below, right = TILE * rows - images.shape[1], TILE * columns - images.shape[2]
-    padded = tf.pad(images, [[0, 0], [1, 1 + below], [1, 1 + right], [0, 0]])
-    return _spread(_B, padded, rows, columns)
+def _spread_inputs(images: tf.Tensor, tile: int) -> tf.Tensor:
+    """B part B', parts overlapping by two pixels: (N, H, W, C) -> ((tile + 2)^2, tiles, C)."""
+    return _spread(MATRICES[tile][1], images, tile, before=1)
 
 
-def _spread_gradient(gradient: tf.Tensor) -> tf.Tensor:
-    """A tile A': 4x4 tiles of the gradient that comes from above, padded by zeros to whole tiles."""
-    rows, columns = _tiles(gradient.shape[1]), _tiles(gradient.shape[2])
-    below, right = TILE * rows - gradient.shape[1], TILE * columns - gradient.shape[2]
-    return _spread(_A, tf.pad(gradient, [[0, 0], [0, below], [0, right], [0, 0]]), rows, columns)
+def _spread_gradient(gradient: tf.Tensor, tile: int) -> tf.Tensor:
+    """A part A' of the gradient that comes from above, as _spread_inputs."""
+    return _spread(MATRICES[tile][0], gradient, tile)
 
 
-def _gather_outputs(products: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """A' tile A: (36, tiles, C) -> (N, height, width, C)."""
-    rows, columns, channels = _tiles(height), _tiles(width), products.shape[-1]
-    cells = tf.reshape(products, [len(_A), len(_A), -1, rows, columns, channels])
-    lines = tf.stack(_combine(_A.T, tf.unstack(cells)))  # (4, 6, N, rows, columns, C)
+def _gather_outputs(products: tf.Tensor, height: int, width: int, tile: int) -> tf.Tensor:
+    """A' part A: ((tile + 2)^2, tiles, C) -> (N, height, width, C)."""
+    a = MATRICES[tile][0]
+    rows, columns, channels = _tiles(height, tile), _tiles(width, tile), products.shape[-1]
+    cells = tf.reshape(products, [len(a), len(a), -1, rows, columns, channels])
+    lines = tf.stack(_combine(a.T, tf.unstack(cells)))  # (tile, tile + 2, N, rows, columns, C)
     # A transposition at the end would be repeated in every loop that reads the result, and memory would hold
     # it before and after; stacked at its place, it is written once.
-    across = [tf.stack(_combine(_A.T, tf.unstack(line)), axis=3) for line in tf.unstack(lines)]
-    images = tf.stack(across, axis=2)  # (N, rows, 4, columns, 4, C)
-    return tf.reshape(images, [-1, TILE * rows, TILE * columns, channels])[:, :height, :width]
+    across = [tf.stack(_combine(a.T, tf.unstack(line)), axis=3) for line in tf.unstack(lines)]
+    images = tf.stack(across, axis=2)  # (N, rows, tile, columns, tile, C)
+    return tf.reshape(images, [-1, tile * rows, tile * columns, channels])[:, :height, :width]
 
 
-def _spread_filters(filters: tf.Tensor) -> tf.Tensor:
-    """G filter G': (3, 3, C, K) -> (36, C, K)."""
-    inputs, outputs = filters.shape[2:]
-    return tf.reshape(tf.matmul(_GG, tf.reshape(filters, [9, -1])), [len(_GG), inputs, outputs])
-
-
-def _winograd_forward(images: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
-    products = tf.matmul(_spread_inputs(images), _spread_filters(filters))
-    return _gather_outputs(products, images.shape[1], images.shape[2])
-
-
-@tf.custom_gradient
-def conv3x3_winograd(images: tf.Tensor, filters: tf.Tensor) -> tuple[tf.Tensor, Any]:
-    """`tf.nn.conv2d(images, filters, 1, "SAME")` for 3x3 filters, with a quarter of the multiplications.
+def conv3x3_winograd(images: tf.Tensor, filters: tf.Tensor, tile: int) -> tf.Tensor:
+    """`tf.nn.conv2d(images, filters, 1, "SAME")` for 3x3 filters, with about a quarter of the multiplications.
 
     Its gradient with respect to the images is such a convolution again, with the filters turned by 180
     degrees; that with respect to the filters transposes each of the three steps. It rounds somewhat
-    more than a direct convolution; tests/lab/machine/test_kernels.py holds it to 1e-5 of the largest value.
+    more than a direct convolution; tests/lab/machine/test_kernels.py holds it to 1e-5 of the largest value,
+    4e-5 with tiles of 5 and 6.
 
     Args:
         images: (N, H, W, C) float32; H, W and C known when traced.
         filters: (3, 3, C, K) float32.
+        tile: outputs on a side that are computed together, 2 to 6.
 
     Returns:
         (N, H, W, K) float32.
     """
+    height, width = images.shape[1:3]
+    gg = np.kron(MATRICES[tile][2], MATRICES[tile][2])  # G filter G' for a filter laid out as a vector
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        turned = tf.transpose(filters[::-1, ::-1], [0, 1, 3, 2])
-        images_gradient = _winograd_forward(upstream, turned)
-        products = tf.matmul(_spread_inputs(images), _spread_gradient(upstream), transpose_a=True)
-        filters_gradient = tf.matmul(_GG, tf.reshape(products, [len(_GG), -1]), transpose_a=True)
-        return images_gradient, tf.reshape(filters_gradient, filters.shape)
+    def forward(images: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
+        spread = tf.reshape(tf.matmul(gg, tf.reshape(filters, [9, -1])), [len(gg), *filters.shape[2:]])
+        return _gather_outputs(tf.matmul(_spread_inputs(images, tile), spread), height, width, tile)
 
-    return _winograd_forward(images, filters), gradient
+    @tf.custom_gradient
+    def convolve(images: tf.Tensor, filters: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            images_gradient = forward(upstream, tf.transpose(filters[::-1, ::-1], [0, 1, 3, 2]))
+            products = tf.matmul(_spread_inputs(images, tile), _spread_gradient(upstream, tile), transpose_a=True)
+            filters_gradient = tf.matmul(gg, tf.reshape(products, [len(gg), -1]), transpose_a=True)
+            return images_gradient, tf.reshape(filters_gradient, filters.shape)
+
+        return forward(images, filters), gradient
+
+    return convolve(images, filters)
 
 
 @tf.custom_gradient
@@ -363,8 +384,10 @@ def conv3x3(images: tf.Tensor, filters: tf.Tensor, *, fast: bool) -> tf.Tensor:
         (N, H, W, K), the same dtype.
     """
     side = max(images.shape[1:3])
-    if fast and side <= LARGEST_SIDE and images.dtype == tf.float32 and min(filters.shape[2:]) >= 32:
-        return conv3x3_winograd(images, filters)
+    if fast and side <= LARGEST_SIDE and images.dtype == tf.float32:
+        tile = fastest_tile(*images.shape[1:3], *filters.shape[2:])
+        if tile:
+            return conv3x3_winograd(images, filters, tile)
     if fast and side <= LARGEST_PRODUCT_SIDE and images.dtype == tf.bfloat16:
         return conv3x3_products(images, filters)
     return tf.nn.conv2d(images, filters, 1, "SAME")
