@@ -37,8 +37,8 @@ import argparse
 import json
 import os
 import pickle
-import shutil
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -339,10 +339,10 @@ def _downloaded(where: Path) -> Path:
             except Exception as error:  # Keras raises several kinds, also for a wrong checksum
                 errors.append(f"{url}: {error}")
         else:
-            if not any(where.iterdir()):
-                where.rmdir()
             raise OSError(f"no mirror delivers it ({'; '.join(errors)})")
-        shutil.unpack_archive(where / ARCHIVE, where / "part", filter="data")  # nothing outside it, no devices
+        with tarfile.open(where / ARCHIVE) as archive:
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # older Pythons trust the checked sum
+            archive.extractall(where / "part")
         (where / "part" / FOLDER).rename(where / FOLDER)  # at once: an interruption leaves no half folder
     return where / FOLDER
 
@@ -490,7 +490,7 @@ class Config:
     epochs: int = option(EPOCHS, "passes over the training set", 1, 100_000)
     batch_size: int = option(BATCH_SIZE, "images per step, over all replicas together", 1, 1_000_000)
     learning_rate: float = option(LEARNING_RATE, "its peak, for the mean loss", 0, 1e6)
-    warmup_epochs: float = option(WARMUP_EPOCHS, "in which the rate rises; 5/24 of --epochs unless given", 0, 1e5)
+    warmup_epochs: float = option(WARMUP_EPOCHS, "in which the rate rises; keeps its share of --epochs", 0, 1e5)
     momentum: float = option(MOMENTUM, "Nesterov's, with the rate outside the accumulator", 0, 0.9999)
     weight_decay: float = option(WEIGHT_DECAY, "times the weights, added to the mean loss' gradient", 0, 1e3)
     label_smoothing: float = option(LABEL_SMOOTHING, "share of the target spread over all classes", 0, 0.9999)
@@ -502,11 +502,11 @@ class Config:
     seed: int = option(SEED, "for the first weights, the order of the images and their augmentation", 0, 2**31 - 1)
     data: str = option(DATA, "folder cifar-10-batches-py, or an .npz; empty: ./data, downloaded if missing")
     device: str = option(DEVICE, "auto: TPU, else GPUs, else CPU", choices=("auto", "cpu", "gpu", "tpu"))
-    precision: str = option(PRECISION, "auto: 16 bits, on a CPU 32", choices=("auto", "float32", "bfloat16", "float16"))
-    jit: bool = option(JIT, "compile the step with XLA where that is faster; --no-jit if cuDNN is older than 9.24")
+    precision: str = option(PRECISION, "auto: 16 bits where faster", choices=("auto", "float32", "bfloat16", "float16"))
+    jit: bool = option(JIT, "compile the step with XLA where that is faster; --no-jit if that fails (cuDNN 9.3 to 9.5)")
     eager: bool = option(EAGER, "run operation by operation, for debugging; slow")
     stop_after: int = option(STOP_AFTER, "end after this many epochs, the schedule as it is; 0: do all", 0, 100_000)
-    checkpoint_dir: str = option(CHECKPOINT_DIR, "folder; saves each epoch there, and the same command resumes")
+    checkpoint_dir: str = option(CHECKPOINT_DIR, "folder for a checkpoint after each epoch, from which to go on")
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value of a wrong type or out of range."""
@@ -812,11 +812,10 @@ class Training:
 
     def save(self, path: Path, rows: list[dict[str, float]]) -> None:
         """Writes the weights, the optimizer's state and the rows; if interrupted, the file before remains."""
-        variables = [np.asarray(v) for v in self.variables]
         about = json.dumps({"config": self.identity, "rows": rows})
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         with path.with_suffix(".part").open("wb") as file:
-            np.savez(file, *variables, about=about)
+            np.savez(file, *map(np.asarray, self.variables), about=about)
         path.with_suffix(".part").replace(path)
 
     def restore(self, path: Path) -> list[dict[str, float]]:
@@ -847,16 +846,17 @@ def train(**changes: Any) -> tuple[Training, list[dict[str, float]]]:
             config = replace(config, warmup_epochs=WARMUP_EPOCHS / EPOCHS * config.epochs)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
+    if config.checkpoint_dir and not Path(config.checkpoint_dir).absolute().parent.is_dir():
+        raise UserError(f"--checkpoint-dir {config.checkpoint_dir}: its parent folder is missing; make or mount it")
     training = Training(config)
     checkpoint = Path(config.checkpoint_dir) / "last.npz" if config.checkpoint_dir else None
     rows = training.restore(checkpoint) if checkpoint and checkpoint.exists() else []
-    print(f"{training.replicas} x {training.kind}, {training.precision}; {len(rows)} epochs done; the next compiles")
+    print(f"{training.replicas} x {training.kind}, {training.precision}; {len(rows)} epochs done; now it compiles")
     images = training.steps_per_epoch * config.batch_size
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # by a person, at a terminal or in a notebook
     with tqdm(total=images, unit="images", unit_scale=True, leave=False, disable=not watched) as bar:
         for moment in training.run(len(rows) + 1):
-            bar.n = moment.step * config.batch_size
-            bar.refresh()
+            bar.update(moment.step * config.batch_size - bar.n)
             if moment.row:
                 rows.append(moment.row)
                 bar.write("  ".join(f"{name} {value:.4g}" for name, value in moment.row.items()))

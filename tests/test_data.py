@@ -348,13 +348,6 @@ def test_without_a_mirror_that_delivers_the_archive_one_line_says_so(tmp_path, m
     assert not (tmp_path / "data" / data.FOLDER).exists()
 
 
-def test_a_download_that_brings_nothing_leaves_no_folder(tmp_path, monkeypatch, server):
-    offer(monkeypatch, server, b"the archive", "/missing")
-    monkeypatch.chdir(tmp_path)
-    assert "404" in refused("")
-    assert not any(tmp_path.iterdir())
-
-
 def hostile_archive(member, content=b"x", **attributes):
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as file:

@@ -628,6 +628,13 @@ def test_interrupted_and_gone_on_with_it_ends_as_undisturbed(small, trained, tmp
     assert_equal_to_the_bit(finished, undisturbed)
 
 
+def test_checkpoints_in_a_folder_that_is_not_mounted_are_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_eager, "Training", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(train_eager.UserError, match="MyDrive/davidnet: its parent folder is missing; make or mount it"):
+        train_eager.train(checkpoint_dir=str(tmp_path / "MyDrive" / "davidnet"))
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_training_goes_on_from_within_an_epoch(small, trained, tmp_path):
     """What another loop around `run` does: it may save after any step."""
     first, second = make(small), make(small)
