@@ -82,6 +82,8 @@ def configure(changes: Mapping[str, Any]) -> Options:
     given = edited() | of_recipe
     # Each value by itself, before `change` computes with it.
     checked({**values, **given, **others, "warmup_epochs": 0.0, "knots": "", "sides": ""})
+    if "warmup_epochs" in given and "warmup_epochs" not in of_recipe and "epochs" in of_recipe:
+        given["warmup_epochs"] *= of_recipe["epochs"] / Config().epochs  # an edited one keeps its share of the epochs
     return checked(recipes.change(name, values, given) | others)
 
 

@@ -77,7 +77,8 @@ def test_an_edited_constant_counts_like_its_flag(monkeypatch):
 def test_an_edited_warm_up_counts_too(monkeypatch):
     edit(monkeypatch, warmup_epochs=2.0)
     assert assemble.edited() == {"warmup_epochs": 2.0}
-    assert assemble.configure({"epochs": 48}).warmup_epochs == 2.0
+    assert assemble.configure({"epochs": 48}).warmup_epochs == 4.0  # it keeps its share, as by train(epochs=48)
+    assert assemble.configure({"epochs": 48, "warmup_epochs": 3.0}).warmup_epochs == 3.0
     with pytest.raises(UserError, match=r"--warmup-epochs 2\.0 has no effect with --knots"):
         assemble.configure({"recipe": "speedrun"})
 
