@@ -9,7 +9,7 @@
 Recipe and numbers: D. C. Page's cifar10-fast (dawn.py before October 2019). Start reading at Training._train_step.
 """
 
-# Made by python -m lab notebook from schedule.py, model.py, data.py, train_eager.py; change those, not this.
+# Made by python -m lab notebook from schedule.py, model.py, data.py, train_eager.py; the values below are yours to edit.
 
 # ---- Hyperparameters: edit here, or give the flag of the same name (--batch-size 256). ---------------------
 EPOCHS = 24  #@param {type:"integer"}

@@ -90,7 +90,7 @@ def imports(loads: list[Piece], early: str) -> str:
 
 def cell(core: Core) -> str:
     """The text of colab_cell.py."""
-    made = f"# Made by python -m lab notebook from {', '.join(core.code)}; change those, not this."
+    made = f"# Made by python -m lab notebook from {', '.join(core.code)}; the values below are yours to edit."
     blocks = [core.about, made, core.form, core.imports]
     blocks += [f"# ==== {name} ".ljust(110, "=") + "\n\n\n" + joined(parts) for name, parts in core.code.items()]
     return "\n\n".join(blocks) + "\n"

@@ -262,7 +262,7 @@ class SpeedNet(tf.keras.Model):
     """The network of K. Jordan's airbench94_muon (cifar10-airbench; arXiv 2404.00498), of hiverge's and, if `plain`, of
     airbench95 and 96.
 
-    Whitening 2x2 convolution to 24 with a bias, activation; three groups; max-pool 3; linear without bias.
+    Whitening 2x2 convolution to 24 with a bias, activation; three groups; global max-pool; linear without bias.
     Convolutions start as the identity on their first filters. The bias and the last layer start at random and with
     the deviation 1, and the logits are divided by its inputs; or if `plain` at 0 and as in PyTorch, and by 9.
 
