@@ -207,7 +207,7 @@ POINTS = {
 }
 # Timed by hand, on two cores of a CPU:
 TRANSFORM = 128  # multiplications of a matrix product that take as long as the transforms of a number
-LARGEST_SIDE = 16  # beyond it the transformed images, twice the size, no longer pay
+LARGEST_SIDE = 16  # beyond it the transformed images take much memory and gain little
 LARGEST_PRODUCT_SIDE = 8  # of images whose filter gradients are products
 
 
@@ -270,7 +270,7 @@ def _spread(weights: NDArray[np.float32], images: tf.Tensor, tile: int, before: 
     """weights x part x weights' for every tile of the images, from `before` pixels before it, as wide as `weights`;
     zeros stand around the images.
 
-    images (N, H, W, C), weights (t, width) -> (t * t, N * tiles down * tiles across, C).
+    images (N, H, W, C), weights (cells, width) -> (cells * cells, N * tiles down * tiles across, C).
     """
     height, across = images.shape[1:3]
     rows, columns, width = _tiles(height, tile), _tiles(across, tile), weights.shape[1]
