@@ -86,7 +86,7 @@ def copy(tmp_path, monkeypatch):
 def test_an_edited_table_or_another_record_is_stale(copy, capsys):
     assert documents.main(["--check"]) == 0
     text = (copy / "README.md").read_text()
-    (copy / "README.md").write_text(text.replace("93.9", "94.9"))
+    (copy / "README.md").write_text(text.replace("; n = ", "; n = 1"))
     assert documents.main(["--check"]) == 1
     assert "README.md; run python -m lab documents" in capsys.readouterr().err
     (copy / "README.md").write_text(text)
