@@ -20,6 +20,7 @@ NETWORKS = (
     "globalpool",
     "speednet",
     "hivenet",
+    "e1net",
     "speednet95",
     "speednet96",
 )
@@ -59,8 +60,8 @@ class Ladder:
     filter_decay: float = option(0.0, "muon: share of the filters taken off in a step, over the rate", 0, 1e3)
     newton_schulz: str = option("airbench", "muon: whose coefficients of its iteration",
                                 choices=("airbench", "hiverge"))
-    rescale_growth: int = option(0, "muon: scale the filters to their norm only every 2 + int(this x progress) steps; "
-                                 "0: in each", 0, 10_000)
+    rescale_growth: float = option(0.0, "muon: scale the filters to their norm only every 2 + int(this x progress) "
+                                   "steps; 0: in each", 0, 10_000)
     bias_rate: float = option(0.053, "muon: peak rate of biases and shifts, for the summed loss", 0, 1e6)
     head_rate: float = option(0.67, "muon: peak rate of the last layer, for the summed loss", 0, 1e6)
     whiten_bias_epochs: float = option(3.0, "epochs after which the whitening's bias is frozen; 0: never", 0, 1e5)
@@ -141,7 +142,7 @@ OF_A_RECIPE = (
 # What decides which training a run is.
 IDENTITY = ("recipe", *OF_A_RECIPE, "seed", *(item.name for item in fields(Selection)))
 
-_SPEEDNETS = ("speednet", "hivenet", "speednet95", "speednet96")
+_SPEEDNETS = ("speednet", "hivenet", "e1net", "speednet95", "speednet96")
 _DAVIDNETS = {"network": ("davidnet",)}
 _STYLED = {"network": tuple(name for name in NETWORKS if name not in ("dawnbench", "dawn", "shortcuts"))}
 # Which value another hyperparameter must have for one to have any effect.

@@ -364,6 +364,7 @@ NETWORKS: dict[str, Network] = {
     "globalpool": Network("that, wider, global max-pool", _other(Backbone, down="maxpool", widths=(2, 4, 8))),
     "speednet": Network("airbench94_muon's network", _speednet(1, 4, 4, keeps=0.6)),
     "hivenet": Network("that network as hiverge has it", _speednet(1, 4, 4, keeps=0.5566, images=960)),
+    "e1net": Network("that, its whitening fitted to 5,000 images, not 960", _speednet(1, 4, 4, keeps=0.5566)),
     "speednet95": Network("airbench95's network", _speednet(1, 3, 3, keeps=0.6, plain=True)),
     "speednet96": Network("airbench96_faster's network", _speednet(1, 3, 4, keeps=0.9, plain=True, group=DeepGroup)),
 }

@@ -146,7 +146,7 @@ def orthogonalise(matrix: tf.Tensor, steps: int = 3, coefficients: str = "airben
     return tf.transpose(x) if tall else x
 
 
-def rescaling_steps(steps: int, growth: int) -> NDArray[np.bool_]:
+def rescaling_steps(steps: int, growth: float) -> NDArray[np.bool_]:
     """In which of a run's `steps` Muon scales the filters to their norm: bool (steps,).
 
     Without `growth` in all. With it in those that follow the last such one by 2 + int(growth k / steps), k the number
@@ -154,7 +154,7 @@ def rescaling_steps(steps: int, growth: int) -> NDArray[np.bool_]:
     """
     due, last = np.full(steps, growth == 0), 0
     for step in range(1, steps + 1) if growth else ():
-        if step - last >= 2 + growth * step // steps:
+        if step - last >= 2 + int(growth * step / steps):
             due[step - 1], last = True, step
     return due
 

@@ -100,7 +100,7 @@ SPEEDRUNS: dict[str, Recipe] = {
             "filter_momentum": 0.655,
             "filter_decay": 1.0418e-6 * 1536,
             "newton_schulz": "hiverge",
-            "rescale_growth": 15,
+            "rescale_growth": 15.0,
             "bias_rate": 0.0573,
             "head_rate": 0.5415,
             "whiten_bias_epochs": 7 / 32,
@@ -121,18 +121,18 @@ SPEEDRUNS: dict[str, Recipe] = {
         Claim(94.046, 200, 1.828, "A100"),
         "fulcrumresearch/cifar-10-speedrun, recipe E1; a claim of its authors",
         {
+            "network": "e1net",
             "epochs": 9,
             "last_epoch": 28 / 32,
             "learning_rate": 0.2255,
             "sides": "24x3 28x3 32",
+            "rescale_growth": 15 * 284 / 272,  # E1 counts to its decay's end, twelve steps before the run's
             "lookahead_every": 4,
             "lookahead_epochs": 20 / 32,
             "tta": "six",
         },
         knots=((0, 1 / 32, 1), (0.95, (1 - 0.95 * 12) / 32, 0.05), (1, 0, 0.05)),
-        differs="E1 whitens with 5,000 images, here 960 as hiverge does. It counts the progress by which filters are "
-        "scaled ever less often over the 272 steps of its decay, here over all 284: both scale 43 times, from step 56 "
-        "on up to 12 steps apart. It too computes in half precision, Muon's momentum and Newton-Schulz steps too.",
+        differs="The original computes in half precision, Muon's momentum and Newton-Schulz steps too.",
     ),
     "speedrun95": Recipe(
         "speedrun",

@@ -217,6 +217,22 @@ def test_hiverges_constants_are_its_own():
     assert {name: getattr(configured, name) for name in published} == published
 
 
+@pytest.mark.parametrize(
+    ("recipe", "images"), [("speedrun", 5000), ("speedrun-hiverge", 960), ("speedrun-lowres", 5000)]
+)
+def test_the_whitening_is_fitted_to_as_many_images_as_in_the_script(recipe, images):
+    """cifar10-airbench and E1 take the first 5,000, hiverge's script 960."""
+    whiten = network(network=recipes.values(recipe)["network"], width=16).whiten
+    rng = np.random.default_rng(3)
+    pixels = (rng.standard_normal((5001, 2, 2, 3)) + np.linspace(0, 9, 5001)[:, None, None, None]).astype(np.float32)
+    whiten.fit(pixels)
+    patches = pixels[:images].transpose(0, 3, 1, 2).reshape(images, -1)
+    values = np.linalg.eigvalsh(patches.T @ patches / images)
+    first = whiten.kernel.numpy()[..., :12].transpose(3, 2, 0, 1).reshape(12, 12)
+    scales = np.linalg.norm(first, axis=1)
+    np.testing.assert_allclose(np.sort(scales), np.sort(1 / np.sqrt(values + 5e-4)), rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["dawn", "shortcuts", "conv1", "conv3", "maxpool", "globalpool"])
 def test_the_networks_before_davidnet_start_with_random_scales(name):
     net = network(network=name, width=16)

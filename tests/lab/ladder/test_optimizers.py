@@ -190,15 +190,20 @@ def test_muon_renormalises_the_filters_and_moves_them_along_the_orthogonalised_m
 
 
 def test_filters_are_rescaled_ever_less_often_as_in_hiverges_script():
-    found = optimizers.rescaling_steps(243, 15)
-    last, expected = 0, []
-    for step in range(1, 244):  # its own arithmetic, in floating point
-        if step - last >= 2 + int(15 * (step / 243)):
-            expected.append(step)
-            last = step
-    assert list(np.flatnonzero(found) + 1) == expected
+    def of_script(steps, counted):  # its own arithmetic, in floating point
+        last, due = 0, []
+        for step in range(1, steps + 1):
+            if step - last >= 2 + int(15 * (step / counted)):
+                due.append(step)
+                last = step
+        return due
+
+    expected = of_script(243, 243)
+    assert list(np.flatnonzero(optimizers.rescaling_steps(243, 15)) + 1) == expected
     assert expected[:14] == [2, 4, 6, 8, 10, 12, 14, 16, 19, 22, 25, 28, 31, 35]  # by hand: 3 from step 17, 4 from 33
     assert optimizers.rescaling_steps(5, 0).all()
+    found, _ = optimizers.make(options("speedrun-lowres"), made(Front, Last, True), 32)
+    assert list(np.flatnonzero(found.rescales) + 1) == of_script(284, 272)  # E1: runs on after its decay's end
 
 
 @pytest.mark.parametrize("jit", [False, True])

@@ -112,7 +112,7 @@ def test_recipes_of_one_network_have_the_parameters_of_one():
 LEARNS = (
     "post0-dawnbench", "post1-baseline", "post4-backbone", "post4-no-repeat", "post4-conv3", "post4-maxpool",
     "post4-global-pool", "post4-bn-scale1", "post4-extra", "davidnet", "lars", "tricks-frozen", "bag-of-tricks",
-    "speedrun", "speedrun-hiverge", "speedrun95", "speedrun96",
+    "speedrun", "speedrun-hiverge", "speedrun-lowres", "speedrun95", "speedrun96",
 )  # fmt: skip
 
 
