@@ -17,6 +17,7 @@ TOOLS = {  # name: module, what it does
     "pictures": ("lab.report.figures", "a run's curves, confusion matrix and mistakes"),
     "predict": ("lab.predict", "a run's network on image files; its export"),
     "bench": ("lab.bench.bench", "seconds of a step beside PyTorch, Keras and the tutorial"),
+    "pace": ("lab.bench.pace", "seconds of whole recipes beside each other, by the median step"),
     "tpu": ("lab.tpu.lower", "compiles a training step for a TPU without having one"),
     "notebook": ("lab.colab.make", "writes colab_cell.py and davidnet.ipynb from the four files"),
     "posts": ("lab.posts.frame", "the posts' experiments, as post6 norms: what is claimed, and whether it holds"),

@@ -1,7 +1,6 @@
 """From hyperparameters to a training: the core's, with the ingredients that the recipe and the machine ask for."""
 
 import math
-import operator
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -156,14 +155,18 @@ class LabTraining(Training):
 
     def multiply_adds(self, epochs: int) -> float:
         """Of a forward pass for one training image, the mean over the images of the first `epochs` epochs."""
+        stages = self.stages(epochs)
+        work = sum(steps * describe.multiply_adds(self.layers[stage.side]) for stage, steps in stages)
+        return work / sum(steps for _, steps in stages)
+
+    def stages(self, epochs: int) -> list[tuple[sides.Stage, int]]:
+        """The sides of the training images in the first `epochs` epochs, each with the number of its steps."""
         stages = sides.parse(self.config.sides)
         ends = [*(stage.start for stage in stages[1:]), epochs]
-        steps = [
-            max(0, self.steps_by(min(end, epochs)) - self.steps_by(stage.start))
+        return [
+            (stage, max(0, self.steps_by(min(end, epochs)) - self.steps_by(stage.start)))
             for stage, end in zip(stages, ends, strict=True)
         ]
-        work = [describe.multiply_adds(self.layers[stage.side]) for stage in stages]
-        return sum(map(operator.mul, steps, work)) / sum(steps)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it, the network has its averaged weights, if the recipe has them."""

@@ -351,7 +351,8 @@ def choose(network: str, sections: str, only: str) -> list[str]:
     return [name for name, candidate in table.items() if candidate.usual and candidate.section in wanted]
 
 
-def _check_writable(out: Path) -> None:
+def check_writable(out: Path) -> None:
+    """Raises UserError if --out could not be written."""
     try:
         with tempfile.TemporaryFile(dir=out.parent):
             pass
@@ -436,7 +437,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = _parse(arguments)
         if options.out is not None:
-            _check_writable(options.out)  # now, and not when all is measured
+            check_writable(options.out)  # now, and not when all is measured
         result = bench(options)
         if options.out is not None:
             write_whole(options.out, json.dumps(result, indent=2, allow_nan=False) + "\n")
