@@ -174,8 +174,7 @@ def history_table(folder: Path) -> str:
         paths = sorted(folder.glob(held.records))
         if runs := [results.read(path) for path in paths]:
             accuracy = summarise([run.accuracy for run in runs], TARGET)
-            low, high = accuracy.interval or (None, None)
-            interval = f" ({tables.percent(low)} to {tables.percent(high)})" if low else ""
+            interval = f" ({_between(accuracy.interval)})" if accuracy.interval else ""
             seconds = sorted(run.train_seconds for run in runs)
             unlike = [f"unlike today's recipe: {text}" for text in dict.fromkeys(run.unlike for run in runs) if text]
             rows.append(
@@ -218,7 +217,13 @@ def _measured(runs: Sequence[Run], views: str) -> str:
         shown += f" with {VIEWS[views]} ({_mean([100 * run.test_accuracy for run in runs], digits)} % without)"
     machines = "; ".join(dict.fromkeys(tables.machine(run) for run in runs))
     unlike = [f"unlike today's recipe: {text}" for text in dict.fromkeys(run.unlike for run in runs) if text]
-    return "; ".join([shown, f"n = {len(runs)}, {_seeds(runs)}", machines, *unlike])
+    accuracy = summarise([run.accuracy for run in runs], TARGET)
+    interval = [f"95 % interval of the mean {_between(accuracy.interval)}"] if accuracy.interval else []
+    return "; ".join([shown, f"n = {len(runs)}, {_seeds(runs)}", *interval, machines, *unlike])
+
+
+def _between(interval: tuple[float, float]) -> str:
+    return " to ".join(map(tables.percent, interval))
 
 
 def _mean(values: Sequence[float], digits: int = 3) -> str:

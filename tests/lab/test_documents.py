@@ -112,6 +112,7 @@ def test_what_is_written_follows_the_records(copy):
     assert documents.main(["--check"]) == 0
     text = (copy / "README.md").read_text()
     assert "94.170 ± 0.283 % with six views" in text  # of 93.97 and 94.37
+    assert "n = 2, seeds 0 and 1; 95 % interval of the mean 91.63 to 96.71;" in text  # 12.706 x 0.283 / sqrt(2)
     assert "| `davidnet` | 24 | 94.08 % (median of 50 runs, one V100;" in text
     row = next(line for line in text.splitlines() if line.startswith("| `davidnet`"))
     assert row.endswith("| not measured yet |")  # three epochs of 24 measure no accuracy
