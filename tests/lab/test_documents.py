@@ -7,6 +7,7 @@ import shutil
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lab import __main__ as lab
@@ -71,6 +72,15 @@ def test_the_history_is_the_records_and_each_row_keeps_the_rule_of_the_page():
             low, high = (f"{statistics.fmean(accuracies) + sign * error:.2f}" for sign in (-1, 1))
             assert f"({low} to {high})" in row
     assert seconds == sorted(seconds, reverse=True) and len(set(seconds)) == len(seconds)
+
+
+def test_speedrun96_follows_the_original_script_as_its_page_says():
+    told = json.loads((ROOT / "records" / "speedrun96-beside-pytorch-cpu.json").read_text())
+    theirs, by_xla, by_kernels = (np.array(losses)[:200] for losses in told["losses"].values())
+    assert theirs[:10].mean() > 2.25 and theirs[-50:].mean() < 1.7  # it learns, so that there is something to follow
+    for one, other in ((by_xla, theirs), (by_kernels, theirs), (by_xla, by_kernels)):
+        assert f"{100 * np.sqrt(np.mean((one / other - 1) ** 2)):.1f}" == "0.6"
+    assert "the losses of 200 steps differ by 0.6 % (rms;" in (ROOT / "docs" / "recipes.md").read_text()
 
 
 @pytest.fixture
