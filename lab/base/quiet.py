@@ -7,6 +7,7 @@ Run as a program, this file is who holds: it reads stdin to its end, which the d
 then writes to stderr what nobody has told it to forget.
 """
 
+import atexit
 import contextlib
 import io
 import os
@@ -44,18 +45,19 @@ def held_back() -> Iterator[None]:
     before, pythons = os.dup(2), sys.stderr
     os.dup2(holder.stdin.fileno(), 2)
     holder.stdin.close()
-    with open(before, "w", encoding=pythons.encoding, errors="backslashreplace", buffering=1) as shown:
-        sys.stderr = shown  # Python's own warnings and errors are seen at once
-        try:
-            yield
-            os.write(2, STARTED)
-        except KeyboardInterrupt:
-            os.write(2, STARTED)
-            raise
-        finally:
-            sys.stderr = pythons
-            os.dup2(shown.fileno(), 2)
-            holder.wait()
+    shown = open(before, "w", encoding=pythons.encoding, errors="backslashreplace", buffering=1)  # noqa: SIM115
+    atexit.register(shown.close)  # not before: TensorFlow's logging, loaded within, goes on writing to it
+    sys.stderr = shown  # Python's own warnings and errors are seen at once
+    try:
+        yield
+        os.write(2, STARTED)
+    except KeyboardInterrupt:
+        os.write(2, STARTED)
+        raise
+    finally:
+        sys.stderr = pythons
+        os.dup2(shown.fileno(), 2)
+        holder.wait()
 
 
 def main() -> None:

@@ -48,6 +48,13 @@ def test_other_lines_are_shown(line):
     assert run(f"os.write(2, {line!r}.encode() + b'\\n')") == (0, f"before\n{line}\nafter\n")
 
 
+def test_what_was_loaded_within_goes_on_writing_afterwards():
+    """As TensorFlow's logging, which keeps the stderr that Python had as it was loaded."""
+    within = "import atexit, logging; handler = logging.StreamHandler(); logging.getLogger().addHandler(handler); "
+    within += "atexit.register(logging.warning, 'of later')"
+    assert run(within) == (0, "before\nafter\nof later\n")
+
+
 def test_pythons_own_lines_are_shown_at_once():
     code, error = run("warnings.warn('this matters'); sys.stderr.write('so does this\\n')")
     assert code == 0 and "UserWarning: this matters" in error and "so does this\n" in error and "oneDNN" not in error
