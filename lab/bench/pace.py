@@ -134,21 +134,22 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     return f"{table(result['recipes']).as_markdown()}\n\n{said}"
 
 
-def pace(names: Sequence[str], rounds: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+def pace(names: Sequence[str], rounds: int, changes: Mapping[str, Any], load: Sequence[float]) -> dict[str, Any]:
     """Measures, prints the table and returns what --out holds.
 
     Args:
         names: of recipes, the one that the others are compared with first.
         rounds: from 1.
         changes: hyperparameters that differ from the recipes', by name.
+        load: the machine's load averages before the start.
 
     Raises UserError for a hyperparameter that is not known, wrong, or only for whole runs.
     """
     for name in changes:
         if name == "recipe" or name in {item.name for item in fields(Runs)}:
             raise UserError(f"{flag(name)} says nothing about the seconds of a step; leave it out")
-    load = os.getloadavg()
-    assemble, drive = start.load("lab.assemble"), start.load("lab.drive")
+    assemble, drive, tf = (start.load(name) for name in ("lab.assemble", "lab.drive", "tensorflow"))
+    tf.get_logger().setLevel("ERROR")  # it warns of as many compiled steps as there are here
     options = [assemble.configure({**changes, "recipe": name}) for name in dict.fromkeys(names)]
     placement, images, trainings = assemble.place(options[0]), None, {}
     for own in options:
@@ -157,7 +158,7 @@ def pace(names: Sequence[str], rounds: int, changes: Mapping[str, Any]) -> dict[
         images = trainings[own.recipe].images
         drive.warm_up(trainings[own.recipe])
     rows = conclude(measure(trainings, rounds), load[0])
-    devices = start.load("tensorflow").config.list_physical_devices()
+    devices = tf.config.list_physical_devices()
     result = {
         "rounds": rounds,
         "changes": {name: value for name, value in changes.items() if name not in drive.PLACES},
@@ -191,8 +192,9 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--rounds {own.rounds} is below 1; give at least 1")
     if own.out is not None:
         check_writable(own.out)  # now, and not when all is measured
+    load = os.getloadavg()
     memory.restart_with_huge_pages()  # before the slow imports
-    result = pace(own.recipes, own.rounds, changes)
+    result = pace(own.recipes, own.rounds, changes, load)
     if own.out is not None:
         write_whole(own.out, json.dumps(result, indent=2, allow_nan=False) + "\n")
         say(f"wrote {own.out}")

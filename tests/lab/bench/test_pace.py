@@ -93,4 +93,4 @@ def test_a_mistake_is_one_line(arguments, words, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     with pytest.raises(UserError):
-        pace.pace(["davidnet"], 1, {"resume": "auto"})
+        pace.pace(["davidnet"], 1, {"resume": "auto"}, [0.0] * 3)
