@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from lab.base.errors import Exit, Parser, UserError, exits_with_one_line
 from lab.base.files import sum_of, write_whole
+from lab.bench import pace
 from lab.bench import tables as benchtables
 from lab.ladder import published, recipes
 from lab.ladder.recipes import RECIPES
@@ -36,7 +37,8 @@ from lab.tpu import table as tputables
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS, FIGURES = "records", "figures"
-FIRST = (recipes.ROOT, "speedrun")  # the recipes of the README's table, measured or not; each has a figure
+# The recipes of the README's table, measured or not; each has a figure.
+FIRST = (recipes.ROOT, "speedrun", "speedrun-lowres")
 SOURCES = {  # what a recipe's source mentions, and where it is
     "cifar10-fast": "https://github.com/davidcpage/cifar10-fast",
     "cifar10-airbench": "https://github.com/KellerJordan/cifar10-airbench",
@@ -57,7 +59,14 @@ class Held(NamedTuple):
 
 
 # The latest last; docs/records.md says what a new one takes.
-HISTORY = (Held("2026-11-21", "speedrun-seed?-cpu.json", "the first: airbench94_muon in TensorFlow 2"),)
+HISTORY = (
+    Held("2026-11-21", "speedrun-seed?-cpu.json", "the first: airbench94_muon in TensorFlow 2"),
+    Held(
+        "2026-11-30",
+        "speedrun-lowres-seed?-cpu.json",
+        "Fulcrum's E1: small images first, on hiverge's settings; Winograd's tiles of the size that fits them",
+    ),
+)
 
 Runs = dict[str, list[Run]]  # by recipe
 
@@ -127,6 +136,7 @@ def _makers(folder: Path, runs: Runs) -> dict[str, Callable[[], str]]:
         "recipes": lambda: recipe_table(runs, FIRST),
         "ladder": lambda: ladder_table(runs),
         "history": lambda: history_table(folder),
+        "pace": lambda: pace.as_markdown(results.load(folder / "pace-speedruns-cpu.json")),
         "published logs": lambda: follows_table(folder),
         "learning curve": lambda: curve_table(runs),
         "bench": lambda: benchtables.rows_in_markdown(results.load(folder / "bench-cpu.json")),

@@ -74,6 +74,21 @@ def test_the_history_is_the_records_and_each_row_keeps_the_rule_of_the_page():
     assert seconds == sorted(seconds, reverse=True) and len(set(seconds)) == len(seconds)
 
 
+def test_what_the_page_says_of_the_difference_between_its_last_two_is_welchs():
+    stats = pytest.importorskip("scipy.stats")
+    paths = ("speedrun-bfloat16-seed?-cpu.json", "speedrun-lowres-seed?-cpu.json")
+    before, after = (
+        [100 * record.read_result(path)["test_accuracy_tta"] for path in sorted((ROOT / "records").glob(name))]
+        for name in paths
+    )
+    found = stats.ttest_ind(after, before, equal_var=False)
+    low, high = found.confidence_interval()
+    text = " ".join((ROOT / "docs" / "records.md").read_text().split())
+    gain = statistics.fmean(after) - statistics.fmean(before)
+    assert f"is {gain:.3f} points above today's `speedrun` (seeds 0 to 2 in bfloat16)" in text
+    assert f"95 % interval {low:.3f} to {high:.3f}, p = {found.pvalue:.2f} by Welch's" in text
+
+
 def test_speedrun96_follows_the_original_script_as_its_page_says():
     told = json.loads((ROOT / "records" / "speedrun96-beside-pytorch-cpu.json").read_text())
     theirs, by_xla, by_kernels = (np.array(losses)[:200] for losses in told["losses"].values())
