@@ -89,6 +89,21 @@ def test_what_the_page_says_of_the_difference_between_its_last_two_is_welchs():
     assert f"95 % interval {low:.3f} to {high:.3f}, p = {found.pvalue:.2f} by Welch's" in text
 
 
+def test_what_small_images_first_do_to_davidnet_is_what_the_page_says():
+    small, full = (
+        record.read_result(ROOT / "records" / name)["epochs"][:3]
+        for name in ("small-images-first-davidnet-3-epochs-cpu.json", "davidnet-seed1-cpu.json")
+    )
+    text = " ".join((ROOT / "docs" / "recipes.md").read_text().split())
+    first, second, third = (epoch["train_seconds"] for epoch in small)
+    assert f"took {first:.0f} and {second:.0f} s where one of full size takes {third:.0f} s" in text
+    loss, other = small[2]["train_loss"], full[2]["train_loss"]
+    assert f"had a training loss of {loss:.3f} and ended at {small[2]['test_accuracy']:.1%}".replace("%", " %") in text
+    assert f"it had {other:.3f} and ended at {full[2]['test_accuracy']:.1%}".replace("%", " %") in text
+    gap, share = loss / other - 1, (first + second + third) / (3 * third)
+    assert f"came {100 * gap:.0f} % less far in {share:.2f} of the time" in text
+
+
 def test_speedrun96_follows_the_original_script_as_its_page_says():
     told = json.loads((ROOT / "records" / "speedrun96-beside-pytorch-cpu.json").read_text())
     theirs, by_xla, by_kernels = (np.array(losses)[:200] for losses in told["losses"].values())
