@@ -18,7 +18,7 @@ from lab.assemble import LabTraining, Options
 from lab.base import console
 from lab.base.errors import Exit, UserError, exhausted
 from lab.ladder import describe, networks, optimizers, recipes, views
-from lab.machine import memory, preflight, sides
+from lab.machine import devices, memory, preflight, sides
 from lab.options import OF_A_RECIPE, run_length
 from lab.report.predictions import VIEWS
 from lab.runs import record
@@ -231,7 +231,6 @@ class Drive:
     def result(self, *, finished: bool) -> dict[str, Any]:
         """What result.json holds."""
         training, options, progress, images = self.training, self.options, self.progress, self.training.images
-        accelerators = [device.name for device in tf.config.list_physical_devices() if device.device_type != "CPU"]
         rows, batches = progress.rows, training.batches
         return {
             "recipe": options.recipe,
@@ -253,7 +252,7 @@ class Drive:
             "code": self.code,
             "random_stream": record.RANDOM_STREAM,
             "versions": record.versions(),
-            "hardware": record.hardware(accelerators),
+            "hardware": record.hardware(devices.accelerators()),
             "precision": training.precision,
             "replicas": training.replicas,
             "epochs": rows,

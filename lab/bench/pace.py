@@ -26,6 +26,7 @@ from lab.base.console import say
 from lab.base.errors import Parser, UserError, exits_with_one_line
 from lab.base.files import write_whole
 from lab.bench.bench import check_writable, noise, ratios, summary
+from lab.bench.tables import DOUBTFUL, conditions, interval
 from lab.machine import memory
 from lab.options import Runs, flag
 from lab.report.tables import Table
@@ -105,16 +106,14 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{stage['steps']} x {summary(stage['seconds'])['median']:.2f} s at {stage['side']}"
             for stage in row["stages"]
         ]
-        seconds, share = row["train_seconds"], row["share_of_first"]
         lines.append(
             (
                 f"`{row['recipe']}`",
                 row["precision"],
                 f"{row['batch_size']:,}",
                 ", ".join(steps),
-                f"{seconds['median']:,.0f} ({seconds['min']:,.0f}–{seconds['max']:,.0f})"
-                + (" †" if row["noisy"] else ""),
-                f"{share['median']:.2f} ({share['min']:.2f}–{share['max']:.2f})",
+                interval(row["train_seconds"], ",.0f") + (" †" if row["noisy"] else ""),
+                interval(row["share_of_first"], ".2f"),
             )
         )
     heads = ("recipe", "computed in", "batch", "steps, median, side", "training s, median", f"of {lines[0][0]}'s")
@@ -123,14 +122,10 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def as_markdown(result: Mapping[str, Any]) -> str:
     """What --out holds, as a table and what it was measured under."""
-    hardware, versions = result["hardware"], result["versions"]
-    flags = f" ({', '.join(hardware['processor_flags'])})" if hardware.get("processor_flags") else ""
-    said = (
-        f"{hardware['processor']}{flags}, {hardware['cores']} cores, TensorFlow {versions['tensorflow']}, "
-        f"{result['rounds']} rounds; load average before the start: {result['load_average'][0]:.2f}."
-    )
+    load = f"load average before the start: {result['load_average'][0]:.2f}."
+    said = f"{conditions(result)}, {result['rounds']} rounds; {load}"
     if any(row["noisy"] for row in result["recipes"]):
-        said += " †: the rounds spread by more than a quarter, or the machine was not idle; not fit to be quoted."
+        said += f" {DOUBTFUL}"
     return f"{table(result['recipes']).as_markdown()}\n\n{said}"
 
 
@@ -148,8 +143,8 @@ def pace(names: Sequence[str], rounds: int, changes: Mapping[str, Any], load: Se
     for name in changes:
         if name == "recipe" or name in {item.name for item in fields(Runs)}:
             raise UserError(f"{flag(name)} says nothing about the seconds of a step; leave it out")
-    assemble, drive, tf = (start.load(name) for name in ("lab.assemble", "lab.drive", "tensorflow"))
-    tf.get_logger().setLevel("ERROR")  # it warns of as many compiled steps as there are here
+    assemble, drive, devices = (start.load(f"lab.{name}") for name in ("assemble", "drive", "machine.devices"))
+    start.load("tensorflow").get_logger().setLevel("ERROR")  # it warns of as many compiled steps as there are here
     options = [assemble.configure({**changes, "recipe": name}) for name in dict.fromkeys(names)]
     placement, images, trainings = assemble.place(options[0]), None, {}
     for own in options:
@@ -158,12 +153,11 @@ def pace(names: Sequence[str], rounds: int, changes: Mapping[str, Any], load: Se
         images = trainings[own.recipe].images
         drive.warm_up(trainings[own.recipe])
     rows = conclude(measure(trainings, rounds), load[0])
-    devices = tf.config.list_physical_devices()
     result = {
         "rounds": rounds,
         "changes": {name: value for name, value in changes.items() if name not in drive.PLACES},
         "recipes": rows,
-        "hardware": record.hardware([device.name for device in devices if device.device_type != "CPU"]),
+        "hardware": record.hardware(devices.accelerators()),
         "versions": record.versions(),
         "load_average": list(load),
     }

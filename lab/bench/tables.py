@@ -1,15 +1,17 @@
 """What `python -m lab bench` has measured as tables: for a terminal, and in Markdown for the documents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lab.bench import rivals
 from lab.report.tables import Table
 
+DOUBTFUL = "†: the rounds spread by more than a quarter, or the machine was not idle; not fit to be quoted."
 SECTIONS = ("ceilings", "steps", "update", "input", "evaluation")
 
 
-def _interval(values: dict[str, float], form: str) -> str:
+def interval(values: Mapping[str, float], form: str) -> str:
+    """What bench.summary returns: 2.31 (2.20–2.50)."""
     return f"{values['median']:{form}} ({values['min']:{form}}–{values['max']:{form}})"
 
 
@@ -32,11 +34,11 @@ def rows(result: Sequence[dict[str, Any]]) -> str:
         for row in result:
             if row["section"] == section:
                 form = ",.1f" if row["rate"]["median"] < 1000 else ",.0f"
-                beside = next((f"{_interval(value, '.2f')} x" for value in row["times_as_fast"].values()), "")
+                beside = next((f"{interval(value, '.2f')} x" for value in row["times_as_fast"].values()), "")
                 lines.append(
                     (
                         row["name"],
-                        f"{_interval(row['rate'], form)} {row['unit']}/s",
+                        f"{interval(row['rate'], form)} {row['unit']}/s",
                         beside,
                         _share(row),
                         f"{row['compile_seconds']:.1f} s",
@@ -81,13 +83,13 @@ def rows_in_markdown(record: dict[str, Any]) -> str:
     lines = []
     for row in sorted(record["rows"], key=lambda row: SECTIONS.index(row["section"])):
         form = ",.0f" if row["rate"]["median"] >= 20 else ".1f"
-        rate = f"{_interval(row['rate'], form)} {row['unit']}/s{' †' if row['noisy'] else ''}"
-        beside = next((_interval(value, ".2f") for value in row["times_as_fast"].values()), "")
+        rate = f"{interval(row['rate'], form)} {row['unit']}/s{' †' if row['noisy'] else ''}"
+        beside = next((interval(value, ".2f") for value in row["times_as_fast"].values()), "")
         lines.append((f"{row['section']}: {row['about']} (`{row['name']}`)", rate, beside, _share(row)))
     heads = ("measured", "median (lowest–highest)", "ours is so many times as fast", "share of the limit")
     steps = record["steps_per_turn"]
     turn = f"{record['rounds']} rounds of {steps} step{'s' if steps > 1 else ''}"
-    said = f"{_conditions(record)}, {turn}. {_doubts(record, record['rows'])}"
+    said = f"{conditions(record)}, {turn}. {_doubts(record, record['rows'])}"
     if share := record["remarks"].get("augmentation_share_of_step"):
         said += f" Augmentation is {share:.2%} of the default step."
     return f"{Table(heads, lines).as_markdown()}\n\n{said}{_absent(record)}"
@@ -113,7 +115,7 @@ def scaling_in_markdown(record: dict[str, Any]) -> str:
             f"{row['images']:,}",
             f"{row['batch_size']:,}",
             str(row["threads"]),
-            f"{_interval(row['step_seconds'], '.2f')}{' †' if row['noisy'] else ''}",
+            f"{interval(row['step_seconds'], '.2f')}{' †' if row['noisy'] else ''}",
             f"{row['images_per_second']:.0f}",
             _peak(row),
             f"{row['start_to_first_step_seconds']:.0f}",
@@ -125,11 +127,12 @@ def scaling_in_markdown(record: dict[str, Any]) -> str:
     seconds = ("s to the end of the first step", "of it imports", "first step, compiling")
     heads = ("way", "images", "batch", "threads", "s a step", "images/s", "peak memory, GiB", *seconds)
     steps = f"median (lowest–highest) of {record['rounds']} steps"
-    said = f"{_conditions(record)}; {steps}. {_doubts(record, record['scaling'])}"
+    said = f"{conditions(record)}; {steps}. {_doubts(record, record['scaling'])}"
     return f"{Table(heads, lines).as_markdown()}\n\n{said}"
 
 
-def _conditions(record: dict[str, Any]) -> str:
+def conditions(record: Mapping[str, Any]) -> str:
+    """The machine and the versions of a record of the bench or of pace."""
     hardware, versions = record["hardware"], record["versions"]
     made = [f"TensorFlow {versions['tensorflow']}"]
     if "torch" in versions and "rows" in record:
@@ -145,5 +148,5 @@ def _doubts(record: dict[str, Any], measured: Sequence[dict[str, Any]]) -> str:
     load = record["load_average"]["start"][0]
     said = f"Load average before the start: {load:.2f}."
     if any(row["noisy"] for row in measured):
-        said += " †: the rounds spread by more than a quarter, or the machine was not idle; not fit to be quoted."
+        said += f" {DOUBTFUL}"
     return said

@@ -103,6 +103,11 @@ def choose(device: str, *, tpu: str = "", logical_devices: int = 0) -> Placement
     return Placement(strategy, "gpu", f"{count} GPU{'s' * (count > 1)} found")
 
 
+def accelerators() -> list[str]:
+    """The names of this machine's devices that are no CPU. Starts TensorFlow."""
+    return [device.name for device in tf.config.list_physical_devices() if device.device_type != "CPU"]
+
+
 # ---- TPU ---------------------------------------------------------------------------------------------------
 
 

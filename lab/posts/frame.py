@@ -121,7 +121,7 @@ def run(name: str, *, original: bool = False, seed: int = 0, data: str = "") -> 
         "precision": tools.precision(sizes),
         "code": records.code(),
         "versions": records.versions(),
-        "hardware": records.hardware(tools.accelerators()),
+        "hardware": records.hardware(load("lab.machine.devices").accelerators()),
     }
     assert not measured.keys() & about.keys(), "a name of ABOUT is taken"
     return about | measured

@@ -35,11 +35,6 @@ def precision(sizes: Sizes) -> str:
     return str({**OF_ALL, **sizes}["precision"])
 
 
-def accelerators() -> list[str]:
-    """The devices that are no CPU."""
-    return [device.name for device in tf.config.list_physical_devices() if device.device_type != "CPU"]
-
-
 def read_images(sizes: Sizes, data: str, seed: int) -> ImageSet:
     """The images of an experiment: its sizes may have limit_train, limit_test and holdout. Raises UserError."""
     return load.of(options(sizes, seed, data=data))
