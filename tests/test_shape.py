@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.__main__ import TOOLS
+
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ("schedule", "model", "data", "train_eager")
 FLOORS = (
@@ -54,6 +56,15 @@ def uses(module, nodes=None):
     return {name for name in found if not any(other.startswith(name + ".") for other in found)} or found
 
 
+def below(module):
+    """The project's modules that importing it imports, and itself."""
+    found, new = set(), {module}
+    while new:
+        found |= new
+        new = {name for one in new for name in uses(one)} - found
+    return found
+
+
 def functions(module):
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     return [node for node in ast.walk(TREES[module]) if isinstance(node, kinds)]
@@ -90,6 +101,12 @@ def test_no_module_of_the_project_is_imported_inside_a_function(module):
         assert not inner, f"{module}.{function.name} imports {sorted(inner)}"
         late = {name.partition(".")[0] for node in ast.walk(function) for name in imported(node)[:1]}
         assert late <= set(LATE) or module not in CORE, f"{module}.{function.name} imports {sorted(late)}"
+
+
+def test_a_tool_answers_a_wrong_flag_before_tensorflow_loads():
+    slow = {m for m, tree in TREES.items() if any("tensorflow" in imported(node) for node in ast.walk(tree))}
+    waiting = {module for module, _ in TOOLS.values() if below(module) & slow}
+    assert waiting == {"lab.machine.devices"}  # which asks TensorFlow
 
 
 def test_the_core_has_at_most_900_lines():

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-import train_eager
 from lab import start
 from lab.base.console import say
 from lab.base.errors import Parser, UserError, exits_with_one_line
@@ -174,20 +173,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         usage="%(prog)s RECIPE [RECIPE ...] [--rounds N] [--out FILE] [the flags of python train_eager.py]",
     )
     parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="the others are compared with the first")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each step (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="file for everything as JSON")
     own, rest = parser.parse_known_args(arguments)
-    changes = vars(start.flags(train_eager.Config, train_eager.add_flags).parse_args(rest))
     if own.rounds < 1:
         raise UserError(f"--rounds {own.rounds} is below 1; give at least 1")
     if own.out is not None:
         check_writable(own.out)  # now, and not when all is measured
     load = os.getloadavg()
     memory.restart_with_huge_pages()  # before the slow imports
+    core = start.load("train_eager")
+    changes = vars(start.flags(core.Config, core.add_flags).parse_args(rest))
     result = pace(own.recipes, own.rounds, changes, load)
     if own.out is not None:
         write_whole(own.out, json.dumps(result, indent=2, allow_nan=False) + "\n")
