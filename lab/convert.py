@@ -14,7 +14,7 @@ from lab.start import load
 @exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are those after the tool's name. Returns the exit code."""
-    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--to-tfrecord", metavar="DIR", required=True, help="where they go: a new folder, gs:// too")
     parser.add_argument("--data", metavar="PATH", help="as of train_eager.py (default: find or download CIFAR-10)")
     parser.add_argument("--seed", type=int, default=0, help="of --data synthetic (default: %(default)s)")

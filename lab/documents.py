@@ -307,7 +307,7 @@ def _digest(runs: Sequence[Run]) -> str:
 @exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    parser = Parser(prog="python -m lab documents", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = Parser(prog="python -m lab documents", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="only say what is not as the records have it")
     if parser.parse_args(arguments).check:
         names = stale(ROOT)

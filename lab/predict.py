@@ -22,7 +22,7 @@ from lab.start import load
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Raises UserError for arguments that are unknown, or leave nothing to do."""
-    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("images", metavar="IMAGE", nargs="*", help="image file of any kind, or a folder")
     parser.add_argument("--tta", choices=VIEWS, default="", help="views of an image (default: the run's)")

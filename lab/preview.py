@@ -33,7 +33,7 @@ FLAGS = {
 @exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are those after the tool's name. Returns the exit code."""
-    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", metavar="FILE", type=Path, help="the picture, .png, .svg or .pdf")
     for name, kind in FLAGS.items():
         parser.add_argument(flag(name), type=kind, default=argparse.SUPPRESS, help="as of train_eager.py")

@@ -82,7 +82,7 @@ def network(name: str) -> Any:
 @exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--diff", nargs=2, metavar="RECIPE", help="how two recipes differ")
     parser.add_argument("--describe", metavar="RECIPE", help="its text and network, layer by layer")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="with --describe: a diagram of the network")

@@ -38,7 +38,6 @@ def flags(config: Any, add_flags: Callable[[Any, Any], None]) -> Parser:
     parser = Parser(
         description="Trains DavidNet, or another recipe, on CIFAR-10. A value edited at the top of train_eager.py "
         "counts like its flag.",
-        allow_abbrev=False,
         conflict_handler="resolve",  # flip is wider in lab/options.py
     )
     for kind in (config, *GROUPS):

@@ -54,7 +54,13 @@ class UserError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, whose mistakes are UserErrors of one line instead of a usage text and SystemExit."""
+    """argparse's parser, whose mistakes are UserErrors of one line instead of a usage text and SystemExit.
+
+    It takes flags in full only, so that a new flag cannot change what a script's --batch means.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"\S{200,}", lambda word: f"{word[0][:60]}...{word[0][-20:]}", message)

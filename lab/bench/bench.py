@@ -309,7 +309,7 @@ def verdict(
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m lab bench", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = Parser(prog="python -m lab bench", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--network", default="davidnet", help=f"one of {', '.join(rivals.NETWORKS)} (default: %(default)s)")
     add(

@@ -129,7 +129,7 @@ def texts(root: Path) -> dict[str, str]:
 @exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    parser = Parser(description="Write colab_cell.py and davidnet.ipynb from the four files.", allow_abbrev=False)
+    parser = Parser(description="Write colab_cell.py and davidnet.ipynb from the four files.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one of them is stale")
     check = parser.parse_args(arguments).check
     made = texts(ROOT)

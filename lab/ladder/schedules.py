@@ -99,7 +99,7 @@ def plot(schedule: Knots, path: str) -> None:
 @exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    parser = Parser(description="Print or draw a piecewise-linear learning rate.", allow_abbrev=False)
+    parser = Parser(description="Print or draw a piecewise-linear learning rate.")
     parser.add_argument("--knots", default="0,0 5,0.4 24,0", help="epoch,rate pairs (default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="draw the curve into this image file")
     options = parser.parse_args(arguments)

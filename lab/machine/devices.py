@@ -290,7 +290,7 @@ def check_groups(groups: int, replicas: int) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(description="Says what a run would train on, and what is wrong.", allow_abbrev=False)
+    parser = Parser(description="Says what a run would train on, and what is wrong.")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--tpu", default="", metavar="NAME", help="name or address of a TPU")
     parser.add_argument("--logical-devices", type=int, default=0, metavar="N", help="split the CPU into N")

@@ -169,7 +169,7 @@ def as_markdown(record: Record) -> str:
 @exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are those after `python -m lab`, or after `posts`. Returns the exit code."""
-    parser = Parser(prog="python -m lab", description="The posts' experiments.", allow_abbrev=False)
+    parser = Parser(prog="python -m lab", description="The posts' experiments.")
     add = parser.add_argument
     add("post", nargs="?", default="posts", help="post1 to post8; without a name: lists its experiments")
     add("name", nargs="?", help="which experiment to run")

@@ -379,7 +379,7 @@ def _draw_predictions(run: Run, out: Path) -> list[Drawn]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or a result.json")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where they go (default: RUN/pictures)")
     parser.add_argument(

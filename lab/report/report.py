@@ -75,7 +75,7 @@ def as_json(report: Report) -> dict[str, Any]:
 @exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="results, records, folders of them")
     parser.add_argument("--target", type=float, default=0.94, help="accuracy to reach (default: %(default)s)")
     parser.add_argument("--compare", action="store_true", help="two sets; refuse what cannot be compared")

@@ -200,7 +200,6 @@ def _parser() -> Parser:
         prog="python -m lab tpu",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--python",

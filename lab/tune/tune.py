@@ -1,7 +1,7 @@
 """Tunes hyperparameters on a held-out part of the training set, by coordinate descent with several seeds a point.
 
     python -m lab tune --epochs 10                             # Page's coordinates, around DavidNet's values
-    python -m lab tune --tune cutout,label_smoothing --finer 1 --runs 5
+    python -m lab tune --label-smoothing 0.1 --tune label_smoothing,cutout --finer 1 --runs 5 --out runs/smoothing
     python -m lab tune --recipe speedrun --tune learning_rate,head_rate,bias_rate --holdout 10000
 
 Each hyperparameter is doubled until it gets worse, or else halved, one after another, until no change helps. momentum
@@ -29,7 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         usage="%(prog)s [--tune NAMES] [--finer N] [--by WHAT] [the flags of python train_eager.py]",
     )
     names = ",".join(PAGES)

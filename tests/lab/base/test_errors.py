@@ -46,7 +46,7 @@ def test_names_are_given_as_they_are_known():
 
 
 def parser():
-    made = Parser(prog="tool", allow_abbrev=False)
+    made = Parser(prog="tool")
     made.add_argument("path", nargs="?")
     made.add_argument("--batch-size", type=int)
     made.add_argument_group("more").add_argument("--learning-rate", type=float, choices=[0.1, 0.2])
@@ -58,6 +58,7 @@ def parser():
     [
         (["--lr=0.1"], "unknown argument --lr; did you mean --learning-rate?"),
         (["--lr", "0.1"], "unknown argument --lr; did you mean --learning-rate?"),
+        (["--batch", "8"], "unknown argument --batch; did you mean --batch-size?"),
         (["--zzz=1"], "unknown argument --zzz=1; tool -h lists the flags"),
         (["a", "b"], "unknown argument b; tool -h lists the flags"),
         (["--batch-size"], "argument --batch-size: expected one argument; tool -h lists the flags"),
