@@ -3,7 +3,7 @@
 Every candidate is a function of a `Task` that builds it and returns (run, units): `run(count)` does the work
 `count` times and returns when it is over; `units` says how much one of them is (images, GFLOP, GB). They stand in
 one module for each framework, imported in the candidate's own process only (see PROCESSES): no rival has another's
-thread pools, nor the allocator's setting of lab/machine/memory.py unless its name says so.
+thread pools, nor the allocator's setting of lab/machine/memory.py unless PROCESSES gives it.
 
 The training rivals get one ready float32 batch, so their input costs nothing; ours make each batch. They have
 neither dropout nor other extras that DavidNet has not. In bfloat16 they compute as their users would: TensorFlow's

@@ -1,6 +1,6 @@
 """The processes of the bench: each builds and runs its candidates, and sleeps until it is asked.
 
-python -m lab.bench.worker NETWORK BATCH_SIZE WIDTH DATA      # as Worker starts it; it talks on stdin and stdout
+python -m lab.bench.worker NETWORK BATCH_SIZE WIDTH DATA PRECISION    # as Worker starts it; on stdin and stdout
 """
 
 import contextlib

@@ -75,7 +75,7 @@ def judge(record: Mapping[str, Any]) -> list[Finding]:
     accuracies = record["networks"]["with"]["train_accuracy"]
     best = accuracies.index(max(accuracies)) + 1
     here, there = (
-        f"{max(all_):.3f} at rate {rate(epoch):.2g}" for all_, epoch in ((accuracies, best), (PAGE["with"], 15))
+        f"{epoch} (rate {rate(epoch):.2g}; {max(all_):.3f})" for all_, epoch in ((accuracies, best), (PAGE["with"], 15))
     )
     return [
         Finding("no batch norm: breaks down", breaks, text["without"], text["without"] != "does not"),
@@ -83,7 +83,7 @@ def judge(record: Mapping[str, Any]) -> list[Finding]:
             "batch norm: breaks down", f"does not, to rate {rate(25):.2g}", text["with"], text["with"] == "does not"
         ),
         Finding("ratio of the highest rates before that", f"{pages:.0f}", f"{apart:.0f}", apart >= APART),
-        Finding("batch norm: best training accuracy", there, here, abs(best - 15) <= 4),
+        Finding("batch norm: epoch of the best training accuracy", there, here, abs(best - 15) <= 4),
     ]
 
 

@@ -10,7 +10,7 @@ Source: D. C. Page, "How to train your ResNet", post 8.
 It would be refuted by scales that stay at 1, or that part within a layer by as much as their size.
 
 Small form: 3 minutes on two cores; 6,400 images, width 16, batches of 64 in two ghosts of 32: 1,800 steps of the same
-rates and decay as the original's 1,746.
+rates and decay as Page's 1,746.
 """
 
 from collections.abc import Mapping
@@ -101,7 +101,7 @@ def judge(record: Record) -> list[Finding]:
         ),
         Finding(
             "mean scale after each quarter of the epochs",
-            "falls, then settles",
+            "falls below half",
             ", ".join(f"{value:.3f}" for value in means.mean(0)[:: max(1, (means.shape[1] - 1) // 4)]),
             bool(means.mean(0)[-1] < 0.5 * means.mean(0)[0]),
         ),
