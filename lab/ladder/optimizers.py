@@ -269,6 +269,7 @@ def make(options: Any, network: tf.keras.Model, steps_per_epoch: int) -> tuple[A
     """
     plain = options.optimizer == "nesterov" and not options.rate_inside and options.bias_factor == 1
     plain = plain and not options.knots and options.last_epoch == 1
+    plain = plain and not (options.whiten_bias_epochs and Role.WHITENING_BIAS in roles(network))
     if plain and not options.ema_every and not options.lookahead_every:
         return train_eager.make_optimizer(options, network, steps_per_epoch)  # what stands there is what trains
     of_weights = roles(network)

@@ -355,6 +355,17 @@ def test_airbench_95s_and_96s_rates_at_every_step_are_the_originals(recipe, epoc
     np.testing.assert_allclose(found.average.shares.numpy()[due], 0.95**5 * (due / total) ** 3, rtol=1e-5)
 
 
+def test_a_whitenings_bias_is_frozen_beside_davidnets_own_update():
+    network = made(Front, Last, True)
+    found, _ = optimizers.make(options("davidnet", network="speednet", whiten_bias_epochs=2.0), network, 10)
+    for role, rate in zip(layers.roles(network), found.rates, strict=True):
+        assert float(rate(18)) == pytest.approx(0.4 * 1.9 / 5 / 512)
+        assert float(rate(20)) == (0 if role is Role.WHITENING_BIAS else pytest.approx(0.4 * 2.1 / 5 / 512)), role
+    assert Role.WHITENING_BIAS in layers.roles(network)
+    never = optimizers.make(options("davidnet", network="speednet", whiten_bias_epochs=0.0), network, 10)[0]
+    assert type(never) is train_eager.Nesterov
+
+
 def test_post_8_moves_the_shifts_64_times_as_fast():
     network = made(Front, Last, False)
     found, decays = optimizers.make(options("tricks-frozen"), network, 97)
