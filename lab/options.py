@@ -160,7 +160,9 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "celu_alpha": {"activation": ("celu",)},
     "whiten": _DAVIDNETS,
     "logit_scale": _DAVIDNETS,
-    "pool_first": {"network": tuple(name for name in _STYLED["network"] if name not in _SPEEDNETS)},
+    "pool_first": {
+        "network": tuple(name for name in _STYLED["network"] if name not in (*_SPEEDNETS, "conv1", "conv3"))
+    },
     "dropout": _STYLED,
     "hardest": {"ghost_groups": (0,)},
     "ghost_groups": {"hardest": (0,)},

@@ -8,6 +8,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 import train_eager
+from lab.base.errors import UserError
 from lab.ladder import networks, schedules
 from lab.ladder.averaging import Lookahead, WeightAverage
 from lab.ladder.layers import Role, roles
@@ -227,9 +228,13 @@ def schedule_of(options: Any) -> Knots:
 
 
 def plans(options: Any, of_weights: Sequence[Role]) -> list[Plan]:
-    """How weights of these roles learn under these hyperparameters."""
+    """How weights of these roles learn under these hyperparameters. Raises UserError if a rate would be infinite, or
+    knots would fall together by rounding."""
     plan = _speedruns_plan if options.optimizer == "muon" else _davidnets_plan
-    return [plan(options, schedule_of(options), role) for role in of_weights]
+    try:
+        return [plan(options, schedule_of(options), role) for role in of_weights]
+    except ValueError as error:
+        raise UserError(f"{error}: --learning-rate or --whiten-bias-epochs is too small") from None
 
 
 def _davidnets_plan(options: Any, schedule: Knots, role: Role) -> Plan:

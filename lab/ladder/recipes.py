@@ -392,7 +392,7 @@ def change(name: str, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> di
         moved = (epochs, changed["learning_rate"]) != (before, recipe["learning_rate"])
         if moved and recipe["knots"] and "knots" not in given:
             changed["knots"] = _knots(name, epochs, changed["learning_rate"])
-        if changed["sides"] and "sides" not in given:
+        if changed["sides"] and "sides" not in given and changed["epochs"] != recipe["epochs"]:
             changed["sides"] = sides.stretched(recipe["sides"], recipe["epochs"], changed["epochs"])
     for name in given:
         for other, values_needed in NEEDS.get(name, {}).items():
@@ -401,11 +401,13 @@ def change(name: str, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> di
                     f"{flag(name)} {given[name]} has no effect with {flag(other)} {changed[other]}; leave it out, "
                     f"or give {flag(other)} {' or '.join(map(str, values_needed))}"
                 )
-    if changed["knots"] and "warmup_epochs" in given and given["warmup_epochs"] != recipe["warmup_epochs"]:
-        raise UserError(
-            f"--warmup-epochs {given['warmup_epochs']} has no effect with --knots {changed['knots']!r}, which say the "
-            "rate of every epoch; leave it out"
-        )
+    # Knots that are given say the peak too, those of a recipe follow it.
+    for name in ("warmup_epochs", "learning_rate") if "knots" in given else ("warmup_epochs",):
+        if changed["knots"] and name in given and given[name] != recipe[name]:
+            raise UserError(
+                f"{flag(name)} {given[name]} has no effect with --knots {changed['knots']!r}, which say the rate of "
+                "every epoch; leave it out"
+            )
     for name, other in WITH.items():
         if name in given and not changed[other]:
             raise UserError(f"{flag(name)} {given[name]} has no effect without {flag(other)}; give both")
