@@ -102,7 +102,7 @@ def check_saved(path: str, about: Mapping[str, Any]) -> None:
     progress.check(path, about)
     known = about["hyperparameters"]
     if set(known) == set(assemble.NAMES):  # else another version's, of which resumed_options tells
-        assemble.checked(known)
+        assemble.checked({**known, **dict.fromkeys(PLACES, "")})  # where it was made, they were right
         recipes.values(known["recipe"])
 
 

@@ -91,6 +91,8 @@ def train(
             stamp = time.strftime("%Y%m%d-%H%M%S")
             out = own.take_new(Path("runs"), f"{options.recipe}-{options.seed}x{options.runs}-{stamp}")
         folder = Path(out)
+        if resumed and options.precision == "auto":
+            options = _as_begun(options, folder, check)
         if not resumed or hyperparameters(folder) != asdict(options):
             write_whole(folder / SERIES, encode({"hyperparameters": asdict(options)}))
         results = []
@@ -112,11 +114,19 @@ def train(
 def _train_one(
     options: Options, run: Callable[[Options, str, str], dict[str, Any]], name: str, check: Check
 ) -> dict[str, Any]:
-    """One seed's result: what it has left, if it is finished, or else its training's."""
-    if (result := resume.ended(options.out)) is not None:
-        console.say(f"finished before: {_accuracy(result)}")
-        return result
-    return run(options, _saved(options, check), f"{name}-seed-{options.seed}")
+    """One seed's result: what it has left, if it has made its epochs, or else its training's."""
+    last = options.stop_after or options.epochs
+    result = resume.ended(options.out)
+    if result is not None:
+        done = len(result["epochs"])
+        resume.check_last(options.out, done, 0, last)
+        if done == last:
+            console.say(f"finished before: {_accuracy(result)}")
+            return result
+    source = _saved(options, check, last)
+    if result is not None and not source:
+        raise UserError(f"{options.out} has no checkpoint to go on from; move it away, and its seed starts again")
+    return run(options, source, f"{name}-seed-{options.seed}")
 
 
 def _own(options: Options, folder: Path, seed: int) -> Options:
@@ -127,20 +137,38 @@ def _own(options: Options, folder: Path, seed: int) -> Options:
         runs=1,
         resume="",
         out=str(folder / f"seed-{seed}"),
-        checkpoint_dir=options.checkpoint_dir and f"{options.checkpoint_dir.rstrip('/')}/seed-{seed}",
+        checkpoint_dir=options.checkpoint_dir
+        and f"{os.path.expanduser(options.checkpoint_dir).rstrip('/')}/seed-{seed}",
         profile=options.profile if seed == options.seed else "",
     )
 
 
-def _saved(own: Options, check: Check) -> str:
-    """The folder of the checkpoint from which a run goes on, or "". Then what it has left is an unfinished row."""
+def _saved(own: Options, check: Check, last: int) -> str:
+    """The folder of the checkpoint from which a run goes on, or "". Then what it has left is an unfinished row.
+
+    Raises UserError if all are damaged, or if it has gone on beyond its last epoch.
+    """
     folder = own.checkpoint_dir or own.out
     saved, damaged = checkpoint.newest(folder, check)
     for line in damaged:
         console.say(f"note: {line}")
     if saved is None and damaged:
         raise UserError(f"{own.out} has no complete checkpoint; move it away, and its seed starts again")
-    return folder if saved is not None else ""
+    if saved is None:
+        return ""
+    resume.check_last(folder, saved.about["epoch"] - 1, saved.about["step_of_epoch"], last)
+    return folder
+
+
+def _as_begun(options: Options, folder: Path, check: Check) -> Options:
+    """With the precision that its seeds have computed in: what is the fastest may be another here and now."""
+    for seed in range(options.seed, options.seed + options.runs):
+        own = _own(options, folder, seed)
+        saved, _ = checkpoint.newest(own.checkpoint_dir or own.out, check)
+        about = saved.about if saved is not None else resume.ended(own.out)
+        if about is not None:
+            return replace(options, precision=about["hyperparameters"]["precision"])
+    return options
 
 
 def _accuracy(result: Mapping[str, Any]) -> str:

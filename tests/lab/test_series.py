@@ -10,6 +10,7 @@ from lab import assemble, command, series
 from lab.base import files
 from lab.base.errors import Exit, UserError
 from lab.drive import Drive
+from lab.machine import fastest
 from lab.runs import record
 
 
@@ -108,6 +109,33 @@ def test_a_run_goes_on_from_its_checkpoint_within_a_series(done, options, tmp_pa
             command.train(**options, seed=5, runs=2, out=str(own))
     command.train(resume=str(own))
     assert weights(own / "seed-6") == weights(folder / "seed-6")
+
+
+def test_a_series_may_end_later_and_not_earlier_than_its_seeds_have(options, tmp_path, monkeypatch):
+    own, alone = tmp_path / "series", tmp_path / "alone"
+    short = {name: value for name, value in options.items() if name not in ("sides", "ema_every", "ema_keeps")}
+    command.train(**short, seed=5, runs=2, stop_after=1, out=str(own))
+    found = command.train(resume=str(own), stop_after=2)
+    command.train(**short, seed=6, out=str(alone))
+    assert [len(result["epochs"]) for result in found["runs"]] == [2, 2]
+    assert weights(own / "seed-6") == weights(alone)
+    with pytest.raises(UserError, match=r"--stop-after 1: the run in .*seed-5 has made 2 epochs; give at least 2"):
+        command.train(resume=str(own), stop_after=1)
+    (own / "seed-5" / "weights.npz").unlink()  # as if it had been killed as it ended
+    with pytest.raises(UserError, match=r"--stop-after 1: the run in .*seed-5 has made 2 epochs; give at least 2"):
+        command.train(resume=str(own), stop_after=1)
+
+
+def test_a_series_keeps_the_precision_and_the_checkpoints_that_its_seeds_have(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own, made = tmp_path / "series", []
+    monkeypatch.setattr(fastest, "fastest", lambda *, jit: ("bfloat16", "a test"))
+    command.train(**options, seed=5, runs=2, stop_after=1, out=str(own), checkpoint_dir="~/kept")
+    monkeypatch.setattr(fastest, "fastest", lambda *, jit: ("float32", "a test"))
+    run = Drive.run
+    monkeypatch.setattr(Drive, "run", lambda drive, **how: made.append(drive.saved.about["step"]) or run(drive, **how))
+    found = command.train(resume=str(own), stop_after=2, runs=2)
+    assert [result["precision"] for result in found["runs"]] == ["bfloat16", "bfloat16"] and made == [5, 5]
 
 
 def test_auto_finds_the_newest_unfinished_series(options, tmp_path, monkeypatch):
