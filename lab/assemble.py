@@ -146,12 +146,17 @@ class LabTraining(Training):
             for moment in super().run(first, step):
                 if moment.row and self.proxy:  # the core divides by all images of an epoch
                     for name in ("train_loss", "train_accuracy"):
-                        moment.row[name] *= self.config.batch_size / self.proxy.count
+                        moment.row[name] /= self.trained_share
                 yield moment
                 if moment.row:
                     self.steps_per_epoch = self.steps_of(moment.epoch + 1)
         finally:
             self.steps_per_epoch = whole
+
+    @property
+    def trained_share(self) -> float:
+        """Of the images of a batch, those that the network learns from: all, or what --hardest chooses."""
+        return self.proxy.count / self.config.batch_size if self.proxy else 1.0
 
     def multiply_adds(self, epochs: int) -> float:
         """Of a forward pass for one training image, the mean over the images of the first `epochs` epochs."""

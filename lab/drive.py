@@ -110,11 +110,9 @@ class Drive:
         progress.train_seconds += row["train_seconds"]
         progress.evaluation_seconds = training.evaluation_seconds
         last = options.stop_after or options.epochs
-        if row["epoch"] == last and options.tta != "none":
-            start = time.perf_counter()
-            with training.averaged():
-                progress.tta_accuracy = views.accuracy(training, options.tta)
-            progress.evaluation_seconds = time.perf_counter() - start
+        progress.tta_accuracy = None  # an earlier end's, if the run has gone on
+        if row["epoch"] == last:
+            self._evaluate_views()
         row["total_seconds"] = time.perf_counter() - self.started
         progress.rows.append({name: row[name] for name, _, _ in console.COLUMNS})
         progress.epoch, progress.step_of_epoch = row["epoch"] + 1, 0
@@ -130,9 +128,20 @@ class Drive:
             self._save()
         self._stop_if_asked(save=False)
 
+    def _evaluate_views(self) -> None:
+        """The accuracy with the recipe's views of each test image, and its seconds, if it has any."""
+        if self.options.tta == "none":
+            return
+        start = time.perf_counter()
+        with self.training.averaged():
+            self.progress.tta_accuracy = views.accuracy(self.training, self.options.tta)
+        self.progress.evaluation_seconds = time.perf_counter() - start
+
     def _finish(self, last: int) -> dict[str, Any]:
         """Writes the weights and the result; returns it."""
         options, training, progress = self.options, self.training, self.progress
+        if progress.tta_accuracy is None:  # a run that ends where it stopped
+            self._evaluate_views()
         result = self.result(finished=True)
         if self.folder:
             with training.averaged():
@@ -142,7 +151,9 @@ class Drive:
         ending = "" if last == options.epochs else f" after {last} of the schedule's {options.epochs} epochs"
         seen = ""
         if progress.tta_accuracy is not None:
-            cost = f"evaluation: {progress.evaluation_seconds:.1f} s, with one view {training.evaluation_seconds:.1f} s"
+            cost = f"evaluation: {progress.evaluation_seconds:.1f} s"
+            if training.evaluation_seconds:  # 0 if this process has trained nothing
+                cost += f", with one view {training.evaluation_seconds:.1f} s"
             seen = f", {progress.tta_accuracy:.4f} with {VIEWS[options.tta]} ({cost})"
         console.say(f"\n{set_name(self)} accuracy {result['test_accuracy']:.4f}{seen}{ending}")
         if training.placement.workers > 1:  # every worker prints it, so that they can be compared
@@ -252,7 +263,7 @@ class Drive:
             "code": self.code,
             "random_stream": record.RANDOM_STREAM,
             "versions": record.versions(),
-            "hardware": record.hardware(devices.accelerators()),
+            "hardware": record.hardware(devices.accelerators(training.placement.kind)),
             "precision": training.precision,
             "replicas": training.replicas,
             "epochs": rows,
@@ -266,7 +277,7 @@ class Drive:
             + progress.train_seconds
             + progress.evaluation_seconds,
             "images_per_second": training.steps_by(len(rows)) * options.batch_size / progress.train_seconds,
-            "forward_gflop_per_image": 2 * training.multiply_adds(len(rows)) / 1e9,
+            "forward_gflop_per_image": 2 * training.trained_share * training.multiply_adds(len(rows)) / 1e9,
         }
 
 

@@ -156,7 +156,7 @@ def pace(names: Sequence[str], rounds: int, changes: Mapping[str, Any], load: Se
         "rounds": rounds,
         "changes": {name: value for name, value in changes.items() if name not in drive.PLACES},
         "recipes": rows,
-        "hardware": record.hardware(devices.accelerators()),
+        "hardware": record.hardware(devices.accelerators(placement.kind)),
         "versions": record.versions(),
         "load_average": list(load),
     }

@@ -103,9 +103,14 @@ def choose(device: str, *, tpu: str = "", logical_devices: int = 0) -> Placement
     return Placement(strategy, "gpu", f"{count} GPU{'s' * (count > 1)} found")
 
 
-def accelerators() -> list[str]:
-    """The names of this machine's devices that are no CPU. Starts TensorFlow."""
-    return [device.name for device in tf.config.list_physical_devices() if device.device_type != "CPU"]
+def accelerators(*kinds: str) -> list[str]:
+    """The names of this machine's devices of these kinds, or of all but the CPU. Starts TensorFlow.
+
+    A GPU's is its maker's, NVIDIA H100 PCIe, others' are TensorFlow's. `kinds` are those of placements; "cpu" has none.
+    """
+    wanted = {kind.upper() for kind in kinds or ("gpu", "tpu")} - {"CPU"}
+    found = [device for device in tf.config.list_physical_devices() if device.device_type in wanted]
+    return [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in found]
 
 
 # ---- TPU ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
@@ -200,6 +201,20 @@ def finding(facts: Facts, kind: str, **how) -> str:
 def test_a_sound_machine_has_no_findings():
     assert finding(Facts(PLAIN | {"nvidia-cudnn-cu12": "9.24.0.43"}, kernels=KERNELS, gpus=(H100,)), "gpu") == ""
     assert finding(Facts(TPU, tpus=8, has_tpu=True), "tpu", batch_size=512, replicas=8) == ""
+
+
+def test_accelerators_have_their_makers_names(monkeypatch):
+    cpu, gpu, tpu = (
+        SimpleNamespace(device_type=kind, name=f"/physical_device:{kind}:0") for kind in ("CPU", "GPU", "TPU")
+    )
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda: [cpu, gpu, gpu, tpu])
+    known = {"device_name": "NVIDIA H100 PCIe", "compute_capability": (9, 0)}
+    # As TensorFlow's, which knows no TPU's.
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: known if device is gpu else {})
+    assert devices.accelerators("gpu") == ["NVIDIA H100 PCIe"] * 2
+    assert devices.accelerators("tpu") == ["/physical_device:TPU:0"]
+    assert devices.accelerators("cpu") == []
+    assert devices.accelerators() == ["NVIDIA H100 PCIe"] * 2 + ["/physical_device:TPU:0"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from lab import assemble, command
 from lab.base import console
 from lab.base.errors import UserError
 from lab.drive import Drive
+from lab.ladder import views
+from lab.runs import checkpoint
 
 SEED = 20191121
 
@@ -260,6 +262,37 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_taken(short,
     whole = command.train(**short | {"epochs": 3, "out": short["out"] + "-whole"})
     losses = [[row["train_loss"] for row in one["epochs"]] for one in (result, whole)]
     assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
+def test_a_run_that_ends_where_it_was_stopped_is_evaluated_with_its_views(short, monkeypatch):
+    save, numbers = Drive._save, iter([0.1, 0.2])
+    monkeypatch.setattr(views, "accuracy", lambda training, which: next(numbers))
+
+    def stop(drive):
+        save(drive)
+        raise UserError("stopped by a test", exit_code=143)
+
+    first = command.train(**short | {"epochs": 3, "tta": "flip", "stop_after": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Drive, "_save", stop)
+        with pytest.raises(UserError, match="stopped by a test"):
+            command.train(resume=short["out"])
+    again = command.train(resume=short["out"], stop_after=2)
+    assert [(len(run["epochs"]), run["test_accuracy_tta"]) for run in (first, again)] == [(1, 0.1), (2, 0.2)]
+    assert again["airbench_seconds"] > again["train_seconds"]
+
+
+def test_a_checkpoint_is_whole_wherever_its_data_were(short):
+    stopped(short, data=short["data"])
+    known = checkpoint.newest(short["out"])[0].about
+    for name in ("data", "out", "checkpoint_dir"):
+        about = {**known, "hyperparameters": {**known["hyperparameters"], name: "~nobody-here/data"}}
+        command.check_saved("step-5.json", about)
+
+
+def test_sides_may_be_written_in_any_way(short):
+    stopped(short, sides="24x1   032")
+    assert len(command.train(resume=short["out"], stop_after=2)["epochs"]) == 2
 
 
 def test_auto_takes_the_newest_unfinished_run_or_starts_one(short, tmp_path, monkeypatch):
