@@ -1,4 +1,4 @@
-"""Local files: written complete or not at all, their checksums, and JSON that carries its own.
+"""Local files: written complete or not at all, locked, their checksums, and JSON that carries its own.
 
 Nothing here needs TensorFlow. `lab/base/storage.py` does the same on any path that TensorFlow reaches, gs:// too.
 """
@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lab.base.errors import Exit, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: there nothing is locked
+    fcntl = None  # type: ignore[assignment]
 
 CHECKSUM = "sha256"  # the last key of what encode makes
 
@@ -46,6 +51,22 @@ def replace(path: str | Path, content: str | bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         raise
+
+
+def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
+    """Locks an open file, or folder; False if another process has it. A file system without locks has nothing to say.
+
+    The system takes the lock back when the file is closed or the process ends.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def sum_of(path: str | Path, algorithm: str = "sha256") -> str:

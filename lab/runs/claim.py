@@ -21,14 +21,9 @@ import tensorflow as tf
 
 from lab.base import storage
 from lab.base.errors import Exit, UserError, brief, exhausted
-from lab.base.files import decode, encode
+from lab.base.files import decode, encode, lock
 from lab.base.storage import FILE_ERRORS, is_remote, with_timeout, write_whole
 from lab.runs.results import SERIES
-
-try:
-    import fcntl
-except ImportError:  # Windows: there nothing is locked
-    fcntl = None  # type: ignore[assignment]
 
 NAME = "run.json"
 PART = f"{NAME}.part"  # while it is being written
@@ -59,7 +54,7 @@ def is_written(folder: str | Path) -> bool:
     except OSError:
         return False
     try:
-        return not _flock(descriptor, shared=True)  # several may ask at once
+        return not lock(descriptor, shared=True)  # several may ask at once
     finally:
         os.close(descriptor)
 
@@ -214,7 +209,7 @@ class _Local(_Folder):
         while True:
             # A link would lead elsewhere, and a FIFO would wait.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o644)
-            if not _flock(descriptor):
+            if not lock(descriptor):
                 os.close(descriptor)
                 if tries := tries - 1:  # somebody may only have asked
                     time.sleep(0.05)
@@ -340,19 +335,6 @@ def _ended(marker: str, about: dict[str, Any]) -> bool:
 def _listed(path: str) -> list[str]:
     """Names in a folder of a storage service, sorted; a folder that is not there has none."""
     return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(path)) if tf.io.gfile.isdir(path) else []
-
-
-def _flock(descriptor: int, *, shared: bool = False) -> bool:
-    """Locks an open file; False if another process has it. A file system without locks has nothing to say."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def same(one: str, other: str) -> bool:
