@@ -82,8 +82,7 @@ def test_a_tool_starts_quietly_unless_it_is_asked(debug):
     environment = {"PYTHONPATH": str(ROOT), "DAVIDNET_DEBUG": debug}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "tensorflow\n")
-    assert ("oneDNN" in done.stderr) == bool(debug)
-    assert debug or done.stderr == ""
+    assert bool(done.stderr) == bool(debug)  # which of its lines there are depends on the machine
 
 
 def test_a_package_that_is_not_installed_is_named():
