@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads only wait for one another on a busy machine
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +55,20 @@ def short(small_data, tmp_path):
         "epochs": 2,
         "jit": False,
     }
+
+
+@pytest.fixture
+def unprivileged():
+    """A folder that this process may not enter, while the test lasts."""
+    closed = Path(tempfile.mkdtemp(prefix="closed-"))  # all folders above it are open to everybody
+    closed.chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)  # nobody
+    yield closed
+    if root:
+        os.seteuid(0)
+    closed.rmdir()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from lab.base.errors import UserError, brief
-from lab.base.files import sum_of
+from lab.base.files import lock, sum_of
 from lab.images import formats
 from lab.images.pickles import AGAIN
 
@@ -45,6 +45,7 @@ GRACE_SECONDS = 15.0  # TCP's slow start and a cold cache are over by then
 STALL_SECONDS = 30.0  # without a single byte
 TRIES_PER_SOURCE = 5  # the first and four resumptions after a cut connection
 CHUNK_BYTES = 1 << 18
+ELSEWHERE = "run in a folder that can be written or give --data PATH"
 
 
 class _SourceFailed(Exception):
@@ -328,15 +329,37 @@ def fetch(
             os.replace(part, destination)
             return destination
     except OSError as error:
-        raise UserError(
-            f"cannot write {destination}: {error.strerror or error}; run in a folder that can be written or "
-            "give --data PATH"
-        ) from error
+        raise UserError(f"cannot write {destination}: {error.strerror or error}; {ELSEWHERE}") from error
     _leave_nothing_empty(part, new)
     raise UserError(
         f"{destination.name} could not be downloaded: {'; '.join(failures)}. "
         "Give --data PATH if you have the data, or --data synthetic to try without"
     )
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within it no other process downloads to this folder: several that start together would write one file.
+
+    The folder is made, and goes again if nothing stays in it. Raises UserError if it cannot be made.
+    """
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Windows opens no folders, and has no such lock either.
+        descriptor = os.open(folder if os.name == "posix" else os.devnull, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; {ELSEWHERE}") from None
+    try:
+        if not lock(descriptor):
+            print(f"download: waits for another process, which downloads to {folder}", file=sys.stderr)
+            lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _leave_nothing_empty(part: Path, new: bool) -> None:

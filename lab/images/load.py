@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.base import paths
-from lab.base.errors import UserError
+from lab.base.errors import UserError, brief
 from lab.images import download, folders, formats, synthetic, tfrecords
 from lab.images.imageset import ImageSet
 
@@ -65,7 +65,10 @@ def load(path: str | None, *, seed: int, limit_train: int = 0, limit_test: int =
     elif path and tfrecords.is_data_set(path):
         images = tfrecords.read(path)
     else:
-        images = _read(path)
+        try:
+            images = _read(path)
+        except OSError as error:  # of a folder that may not be entered
+            raise UserError(f"cannot read --data {path or 'data'}: {brief(error)}; check its rights") from None
     if holdout:
         images = _hold_out(images, holdout, seed)
     return _limit(images, limit_train, limit_test, seed)
@@ -96,13 +99,16 @@ def _find() -> Path | None:
 
 
 def _download(folder: Path) -> Path:
-    archive = download.fetch(
-        download.CIFAR10_URLS,
-        folder / formats.PYTHON.archive,
-        md5=formats.PUBLISHED_MD5[formats.PYTHON.archive],
-        size=download.CIFAR10_BYTES,
-    )
-    return download.safe_extract(archive, folder, folder=formats.PYTHON.folder, files=formats.PYTHON.files)
+    with download.alone(folder):
+        if located := formats.locate(folder):  # by another process, for which this one has waited
+            return located[0]
+        archive = download.fetch(
+            download.CIFAR10_URLS,
+            folder / formats.PYTHON.archive,
+            md5=formats.PUBLISHED_MD5[formats.PYTHON.archive],
+            size=download.CIFAR10_BYTES,
+        )
+        return download.safe_extract(archive, folder, folder=formats.PYTHON.folder, files=formats.PYTHON.files)
 
 
 # ---- subsets -----------------------------------------------------------------------------------------------

@@ -79,7 +79,10 @@ def check_new(folder: str) -> None:
         return
     if not tf.io.gfile.isdir(folder):
         raise UserError(f"--to-tfrecord {folder} is no folder; give another")
-    names = tf.io.gfile.listdir(folder)
+    try:
+        names = _ask(folder, tf.io.gfile.listdir)
+    except storage.FILE_ERRORS as error:
+        raise UserError(f"cannot read --to-tfrecord {folder}: {brief(error)}; check its rights") from None
     if names:
         raise UserError(
             f"--to-tfrecord {folder} holds {sorted(names)[0]} and {len(names) - 1} more; give a new or empty folder"

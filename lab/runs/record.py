@@ -29,6 +29,7 @@ from lab.machine import memory, processor
 RANDOM_STREAM = "numpy-plan"  # of new results
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ("train_eager.py", "model.py", "data.py", "schedule.py")
+LARGEST = 64 * 2**20  # bytes of a JSON file that is read; a result of 1,000 epochs has 0.3 MB
 GIT_SECONDS = 10.0  # which it has to answer
 
 
@@ -62,9 +63,11 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def is_result(path: Path) -> bool:
-    """Whether a file is the result of a run, whole or damaged, and not a record of something else."""
+    """Whether a file is the result of a run, whole or damaged, and not a record of something else, or too large."""
     try:
         paths.check("result", str(path), schemes=())
+        if path.stat().st_size > LARGEST:
+            return False
         content = json.loads(path.read_bytes())
     except (UserError, OSError, ValueError, RecursionError):
         return True  # so that reading says what is wrong with it

@@ -20,7 +20,6 @@ from lab.base.errors import UserError
 from lab.base.files import sum_of
 from lab.runs import record
 
-LARGEST = 64 * 2**20  # bytes of a JSON file that is read; a result of 1,000 epochs has 0.3 MB
 SERIES = "series.json"  # in the folder of several seeds' runs
 NOT_SEARCHED = ("checkpoints", "__pycache__", "node_modules")  # folders; hidden ones are not either
 Value = str | int | float | bool | None
@@ -175,20 +174,20 @@ def _check_size(path: Path) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path and its rights") from None
-    if size > LARGEST:
-        raise UserError(f"{path} has {size:,} bytes, a result at most {LARGEST:,}; move it away")
+    if size > record.LARGEST:
+        raise UserError(f"{path} has {size:,} bytes, a result at most {record.LARGEST:,}; move it away")
 
 
 def _json_files(folder: Path) -> Iterator[Path]:
     """The JSON files in a folder and its folders, sorted. Links to folders are not followed, which ends."""
     try:
-        entries = sorted(folder.iterdir())
+        entries = [(entry, entry.is_dir()) for entry in sorted(folder.iterdir())]
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {error.strerror}; give another") from None
-    for entry in entries:
+    for entry, is_folder in entries:
         if entry.name.startswith(".") or entry.name in NOT_SEARCHED:
             continue
-        if entry.is_dir():
+        if is_folder:
             if not entry.is_symlink():
                 yield from _json_files(entry)
         elif entry.suffix == ".json":

@@ -8,6 +8,8 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,6 +131,31 @@ def test_a_download_is_unpacked_to_the_data_folder(tmp_path: Path, monkeypatch: 
         "cifar-10-batches-py",
         "cifar-10-python.tar.gz",
     ]
+
+
+def test_two_that_start_together_download_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    content = archive_of(make_python(tmp_path / "made" / "cifar-10-batches-py", 9))
+    started, fetched = threading.Event(), []
+
+    def fetch(urls: object, destination: Path, **how: object) -> Path:
+        fetched.append(destination)
+        started.set()
+        time.sleep(1.0)
+        destination.write_bytes(content)
+        return destination
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    other = threading.Thread(target=load.load, args=(None,), kwargs={"seed": 0})  # its lock is of another opening
+    other.start()
+    assert started.wait(60)
+    assert fill_of(load.load(None, seed=0)) == 9
+    other.join()
+    assert len(fetched) == 1 and "waits for another process" in capfd.readouterr().err
+
+
+def test_what_may_not_be_read_is_a_users_error(unprivileged: Path) -> None:
+    with pytest.raises(UserError, match=r"^cannot read --data .*closed-.*: Permission denied; check its rights"):
+        load.load(str(unprivileged), seed=0)
 
 
 def test_when_nothing_is_found_the_remedies_are_named() -> None:

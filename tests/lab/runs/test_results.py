@@ -140,9 +140,23 @@ def test_nan_infinity_wrong_bytes_and_size(made_result, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="utf-8"):
         results.read(file)
     file.write_text(whole)
-    monkeypatch.setattr(results, "LARGEST", 100)
+    monkeypatch.setattr(record, "LARGEST", 100)
     with pytest.raises(UserError, match="at most 100"):
         results.read(file)
+
+
+def test_a_search_passes_over_what_is_too_large_and_tells_what_it_may_not_enter(leave, tmp_path, monkeypatch):
+    leave(tmp_path / "run")
+    (tmp_path / "huge.json").write_text('{"test_accuracy": 1, "about": "' + "x" * 100_000 + '"}')
+    monkeypatch.setattr(record, "LARGEST", 50_000)
+    assert len(results.search(tmp_path)) == 1
+
+    def is_dir(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(results.Path, "is_dir", is_dir)
+    with pytest.raises(UserError, match=r"^cannot read the folder .*: Permission denied"):
+        results.search(tmp_path)
 
 
 def test_what_does_not_print_is_replaced(made_result, tmp_path):
