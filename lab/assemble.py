@@ -204,8 +204,6 @@ def make(
         UserError: for missing data or devices, a batch that does not divide, a --profile that cannot be written, or
             a network that is not what Keras says it is, see describe.trace, or cannot take one of the --sides.
     """
-    if options.profile:
-        check_profile(options.profile)
     placement = placement or place(options)  # before the data: TFRecords start TensorFlow
     images = images or load.of(options)
     devices.check_batch(options.batch_size, placement.replicas)
@@ -214,6 +212,8 @@ def make(
         raise UserError(
             f"--hardest chooses from a whole batch, of which {placement.replicas} replicas have parts; take 1"
         )
+    if options.profile:
+        check_profile(options.profile)
     options, why = resolved(options, placement)
     memory.check_updates(options.epochs * (len(images.train_labels) // options.batch_size))
     if placement.kind == "cpu" and options.width > SMALL:

@@ -124,28 +124,30 @@ class Runs:
             return self._train(options, source, name)
 
     def _train(self, options: Options, source: str, name: str) -> dict[str, Any]:
-        before, compiled = self.training, self.training is not None and not draws_images(options)
+        if draws_images(options):
+            self.training = None  # gives up its memory before there is another
+        before = self.training
         # Before the data: TFRecords start TensorFlow.
-        placement = before.placement if compiled and before else assemble.place(options)
+        placement = before.placement if before else assemble.place(options)
         self.interrupt.listen()
         with contextlib.ExitStack() as held:
             folder, own = None, None
             if placement.worker == 0:  # of several workers, the first one writes
                 folder, own = claimed(options, source, name, held)
             saved = resume.newest_of(source, own_checkpoints(options), check_saved) if source else None
-            images = before.images if compiled and before else load.of(options)
+            images = before.images if before else load.of(options)
             if saved is not None:
                 resume.check_data(saved, images.sha256())
             if own is not None:
                 own.say(data_sha256=images.sha256())
-            if compiled and before:
+            if before:
                 assemble.restart(before, options)
             else:
                 self.training = assemble.make(options, placement, images)
             assert self.training is not None
             try:
                 with reported_in(folder):
-                    return Drive(self.training, folder, self.interrupt, saved).run(compiled=compiled)
+                    return Drive(self.training, folder, self.interrupt, saved).run(compiled=bool(before))
             except FloatingPointError as error:
                 raise UserError(f"{error} or lengthen --warmup-epochs", exit_code=Exit.NOT_FINITE) from None
 

@@ -1,6 +1,5 @@
 """Test-time augmentation: the accuracy with logits averaged over several views of each image."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -81,8 +80,15 @@ def _six_alike(
     return (tf.gather(logits, chosen) + sums) / 6.0
 
 
-@functools.lru_cache(maxsize=1)  # so that a series of seeds, which shares a training, compiles once
 def _steps(training: Training, views: str) -> Any:
+    """Compiled once for a training, which keeps it: a series of seeds shares both."""
+    kept = vars(training).setdefault("view_steps", {})
+    if views not in kept:
+        kept[views] = _new_steps(training, views)
+    return kept[views]
+
+
+def _new_steps(training: Training, views: str) -> Any:
     @tf.function(jit_compile=training.jit)
     def step(images: tf.Tensor, labels: tf.Tensor) -> None:
         logits = view_logits(training.network, images, views, labels >= 0)

@@ -177,7 +177,7 @@ class Tuner:
                     options = assemble.configure({**self.changes, **changed, "seed": seed})
                     known = [{"changed": changed, "seed": seed} | self._run(options)]
                 except UserError as error:
-                    if not changed or error.exit_code != Exit.USAGE:
+                    if not changed or error.exit_code not in (Exit.USAGE, Exit.EXHAUSTED):
                         raise
                     self.refused[point] = str(error)
                     return None

@@ -1,7 +1,9 @@
 """Several seeds in one process: each as if it were alone, going on where it stopped, and their statistics."""
 
+import gc
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -136,6 +138,20 @@ def test_a_series_keeps_the_precision_and_the_checkpoints_that_its_seeds_have(op
     monkeypatch.setattr(Drive, "run", lambda drive, **how: made.append(drive.saved.about["step"]) or run(drive, **how))
     found = command.train(resume=str(own), stop_after=2, runs=2)
     assert [result["precision"] for result in found["runs"]] == ["bfloat16", "bfloat16"] and made == [5, 5]
+
+
+def test_a_seed_with_images_of_its_own_is_made_when_the_one_before_is_gone(options, tmp_path, monkeypatch):
+    made, make = [], assemble.make
+
+    def alone(*parts):
+        gc.collect()  # Keras' networks refer to themselves
+        assert not [one for one in made if one() is not None]
+        made.append(weakref.ref(training := make(*parts)))
+        return training
+
+    monkeypatch.setattr(assemble, "make", alone)
+    command.train(**options, seed=5, runs=2, holdout=16, stop_after=1, out=str(tmp_path / "series"))
+    assert len(made) == 2
 
 
 def test_auto_finds_the_newest_unfinished_series(options, tmp_path, monkeypatch):

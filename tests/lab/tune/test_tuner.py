@@ -111,6 +111,19 @@ def test_diverged_runs_are_the_worst_and_where_all_diverge_that_is_said(few, tmp
     assert [run["seed"] for run in kept(tmp_path / "run")] == [0, 0]  # the second seed cannot mend it
 
 
+def test_a_point_that_does_not_fit_in_memory_is_not_the_end(few, monkeypatch, capsys):
+    ready = Tuner._ready
+
+    def exhausted(tuner, options):
+        if options.width > few.get("width", 64):
+            raise UserError(f"--width {options.width} needs 99 GiB", exit_code=Exit.EXHAUSTED)
+        return ready(tuner, options)
+
+    monkeypatch.setattr(Tuner, "_ready", exhausted)
+    found = tune({**few, "runs": 1}, ["width"])
+    assert "needs 99 GiB" in capsys.readouterr().out and found["best"]["width"] <= few.get("width", 64)
+
+
 @pytest.mark.parametrize(
     ("names", "changes", "why"),
     [
