@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from lab.base.errors import Exit, UserError
 
@@ -46,7 +46,7 @@ def replace(path: str | Path, content: str | bytes) -> None:
             os.fsync(file.fileno())  # or the new name could survive a power cut and the content not
         os.chmod(temporary, 0o644)  # a temporary file is its owner's alone
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:  # Ctrl-C too
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -71,15 +71,10 @@ def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
 
 def sum_of(path: str | Path, algorithm: str = "sha256") -> str:
     """The checksum of a file, in hexadecimal; `algorithm` is one of hashlib's. Raises OSError."""
-    with open(path, "rb") as file:
-        return sum_of_stream(file, algorithm)
-
-
-def sum_of_stream(file: BinaryIO, algorithm: str = "sha256") -> str:
-    """The checksum of an open file from where it stands, read in pieces of a MiB."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
-    while piece := file.read(1 << 20):
-        digest.update(piece)
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
     return digest.hexdigest()
 
 

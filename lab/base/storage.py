@@ -48,13 +48,6 @@ def _check_file(path: str | Path) -> None:
         raise ValueError("it is no file")
 
 
-def sum_of(path: str | Path, algorithm: str = "sha256") -> str:
-    """As files.sum_of, on any path. Raises one of FILE_ERRORS, or ValueError if it is no file."""
-    _check_file(path)
-    with tf.io.gfile.GFile(path, "rb") as file:
-        return files.sum_of_stream(file, algorithm)
-
-
 def with_timeout(path: str, question: Callable[[str], Any]) -> Any:
     """question(path), the first about this path, asked in a thread so that it cannot take longer than ANSWER_SECONDS.
 

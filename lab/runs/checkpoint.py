@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lab.base.errors import Exit, UserError, brief
 from lab.base.files import decode, encode
-from lab.base.storage import FILE_ERRORS, read, sum_of, write_whole
+from lab.base.storage import FILE_ERRORS, read, write_whole
 from lab.images.formats import BROKEN_NPZ
 
 FOLDER = "checkpoints"
@@ -77,9 +77,10 @@ class Checkpoints:
         np.savez(buffer, *(np.asarray(tf.convert_to_tensor(variable)) for variable in self.variables))
         try:
             tf.io.gfile.makedirs(self.folder)
-            _delete(prefix)  # left by a run that was killed here
+            _delete(prefix)
+            _tidy(self.folder)
             write_whole(f"{prefix}.npz", buffer.getvalue())
-            manifest = {"step": step, "sha256_npz": sum_of(f"{prefix}.npz"), "about": about}
+            manifest = {"step": step, "sha256_npz": hashlib.sha256(buffer.getvalue()).hexdigest(), "about": about}
             write_whole(f"{prefix}.json", encode(manifest))
             self.whole.add(prefix)
             for old in [one for one in _prefixes(self.folder) if self._is_whole(one)][self.keep :]:
@@ -177,6 +178,15 @@ def _prefixes(folder: str) -> list[str]:
         return []
     names = [re.fullmatch(rf"{NAME}-(0|[1-9][0-9]{{0,17}})\.json/?", name) for name in tf.io.gfile.listdir(folder)]
     return [f"{folder}/{NAME}-{step}" for step in sorted((int(name[1]) for name in names if name), reverse=True)]
+
+
+def _tidy(folder: str) -> None:
+    """Deletes what a run left that was killed as it wrote a checkpoint: its files without a manifest."""
+    whole = {prefix.rpartition("/")[2] for prefix in _prefixes(folder)}
+    for file in tf.io.gfile.listdir(folder):
+        name = re.match(rf"\.?({NAME}-\d+)\.", file)
+        if name and name[1] not in whole:
+            tf.io.gfile.remove(f"{folder}/{file}")
 
 
 def _delete(prefix: str) -> None:

@@ -18,6 +18,16 @@ from lab.base.errors import UserError
 ROOT = Path(__file__).resolve().parents[3]
 
 
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.replace(tmp_path / "file", "text")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
     files.write_whole(path, "old")

@@ -53,6 +53,25 @@ def test_only_so_many_are_kept_and_the_newest_counts(tmp_path):
     assert checkpoint.newest(str(tmp_path))[0].about["step"] == 100
 
 
+def test_what_a_killed_run_left_of_a_checkpoint_goes_with_the_next_and_nothing_else(tmp_path):
+    saver, _ = made(tmp_path)
+    saver.save(1, {})
+    folder = tmp_path / "checkpoints"
+    kept = {"step-1.json", "step-1.npz", "step-2.json", "step-one.npz", "notes.txt", ".probe"}
+    for name in (
+        "step-2.json",
+        "step-one.npz",
+        "notes.txt",
+        ".probe",
+        "step-3.npz",
+        ".step-4.npz.ab12",
+        ".step-10.json.x",
+    ):
+        (folder / name).write_bytes(b"?")
+    saver.save(5, {})
+    assert {path.name for path in folder.iterdir()} == kept | {"step-5.json", "step-5.npz"}
+
+
 def test_another_network_is_refused_in_one_line(tmp_path):
     made(tmp_path)[0].save(1, {})
     saved, _ = checkpoint.newest(str(tmp_path))
