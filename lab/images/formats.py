@@ -25,7 +25,6 @@ MAX_CLASSES = 10
 MOST_CLASSES = 1000  # of own data
 LARGEST_HEADER = 500  # bytes, of an array in an .npz
 TFRECORD_MANIFEST = "tfrecords.json"  # see lab/images/tfrecords.py
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 # Bounds that are checked before anything is read into memory.
 MAX_FILE_BYTES = 1 << 26  # a batch file has about 31 MB

@@ -368,7 +368,6 @@ NETWORKS: dict[str, Network] = {
     "speednet95": Network("airbench95's network", _speednet(1, 3, 3, keeps=0.6, plain=True)),
     "speednet96": Network("airbench96_faster's network", _speednet(1, 3, 4, keeps=0.9, plain=True, group=DeepGroup)),
 }
-ABOUT = {name: network.about for name, network in NETWORKS.items()}
 
 
 def style_of(options: Any, *, fast: bool) -> Style:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lab.base.errors import UserError
 from lab.base.files import decode, encode, sum_of, write_whole
+from lab.images.formats import MOST_CLASSES
 from lab.runs.results import Fields, clean, load
 
 NAME = "predictions.json"
@@ -16,7 +17,6 @@ NAME = "predictions.json"
 VIEWS = {"none": "one view", "flip": "two views", "six": "six views", "unsure": "six views of the unsure quarter"}
 RESULT = "result_sha256"  # the key for the sum of the result.json beside which they were made
 PNG = b"\x89PNG\r\n\x1a\n"  # its first bytes
-MOST_CLASSES = 1000
 SHOWN_CLASSES = 30  # of a whole matrix; of more classes the most frequent confusions are listed
 LISTED = 20
 LARGEST_PNG = 100_000  # bytes; an image of 32 x 32 has at most 4,000

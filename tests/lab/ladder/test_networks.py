@@ -138,7 +138,7 @@ def test_blocks_that_are_not_three_known_ones_are_refused(text):
 
 
 def test_the_names_are_those_of_the_options():
-    assert tuple(networks.NETWORKS) == tuple(networks.ABOUT) == hyperparameters.NETWORKS
+    assert tuple(networks.NETWORKS) == hyperparameters.NETWORKS
     known = {**recipes.values("davidnet"), "seed": 0}
     assert all(name in known for name in networks.OF_A_NETWORK)
 
