@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lab.base.errors import Exit, UserError, brief
 from lab.base.files import decode, encode
-from lab.base.storage import FILE_ERRORS, read, write_whole
+from lab.base.storage import FILE_ERRORS, is_remote, read, with_timeout, write_whole
 from lab.images.formats import BROKEN_NPZ
 
 FOLDER = "checkpoints"
@@ -46,7 +46,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str, keep: int, variables: Sequence[Any]) -> None:
-        self.folder, self.keep, self.variables = f"{folder}/{FOLDER}", keep, list(variables)
+        self.folder, self.keep, self.variables = place(folder), keep, list(variables)
         self.whole: set[str] = set()  # prefixes of those that were found so, or written
 
     def check_folder(self) -> None:
@@ -137,9 +137,11 @@ def newest(folder: str, check: Callable[[str, Mapping[str, Any]], None] = _anyth
         folder: the run's.
         check: called with the manifest's path and what it says of the run, `step` included; raises UserError if that
             cannot be so, and the checkpoint counts as damaged.
+
+    Raises UserError if a storage service does not answer.
     """
     damaged: list[str] = []
-    for prefix in _prefixes(f"{folder}/{FOLDER}"):
+    for prefix in _prefixes(place(folder)):
         try:
             return _read(prefix, check), damaged
         except DAMAGED as error:
@@ -172,11 +174,22 @@ def _arrays(content: bytes) -> list[NDArray[Any]]:
     return arrays
 
 
+def place(folder: str) -> str:
+    """The folder of the checkpoints in a run's folder."""
+    return f"{folder.rstrip('/')}/{FOLDER}"
+
+
+def _listed(folder: str) -> list[str]:
+    return list(tf.io.gfile.listdir(folder)) if tf.io.gfile.isdir(folder) else []
+
+
 def _prefixes(folder: str) -> list[str]:
     """Of the checkpoints that have a manifest, the newest first. Other names are nobody's business."""
-    if not tf.io.gfile.isdir(folder):
+    try:  # isdir would call a service that does not answer no folder
+        files = with_timeout(folder, tf.io.gfile.listdir) if is_remote(folder) else _listed(folder)
+    except tf.errors.NotFoundError:
         return []
-    names = [re.fullmatch(rf"{NAME}-(0|[1-9][0-9]{{0,17}})\.json/?", name) for name in tf.io.gfile.listdir(folder)]
+    names = [re.fullmatch(rf"{NAME}-(0|[1-9][0-9]{{0,17}})\.json/?", name) for name in files]
     return [f"{folder}/{NAME}-{step}" for step in sorted((int(name[1]) for name in names if name), reverse=True)]
 
 

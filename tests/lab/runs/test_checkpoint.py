@@ -86,6 +86,15 @@ def test_a_checkpoint_that_lacks_a_variable_is_refused(tmp_path):
         saver.restore(checkpoint.newest(str(tmp_path))[0])
 
 
+def test_a_service_that_does_not_answer_is_not_a_folder_without_checkpoints(monkeypatch):
+    def unreachable(path):
+        raise tf.errors.UnavailableError(None, None, "no network")
+
+    monkeypatch.setattr(tf.io.gfile, "listdir", unreachable)
+    with pytest.raises(UserError, match="cannot reach gs://b/run/checkpoints: no network"):
+        checkpoint.newest("gs://b/run/")
+
+
 def test_a_folder_without_checkpoints_has_none(tmp_path):
     assert checkpoint.newest(str(tmp_path)) == (None, [])
     (tmp_path / "checkpoints").mkdir()
