@@ -279,8 +279,8 @@ def make_proxy(training: LabTraining, options: Options) -> Proxy:
     """The small network that chooses a part of each batch, at its start."""
     with training.strategy.scope():
         network = networks.proxy(options, len(training.images.classes), fast=is_fast(options, training.placement))
-        float16 = training.precision == "float16"
-        return Proxy(options, fitted(network, training.images), training.steps_per_epoch, float16=float16)
+        scale = getattr(training.optimizer, "initial_scale", 0.0)  # the core's, in float16
+        return Proxy(options, fitted(network, training.images), training.steps_per_epoch, loss_scale=scale)
 
 
 def fitted(network: tf.keras.Model, images: ImageSet) -> tf.keras.Model:
@@ -308,7 +308,7 @@ def restart(training: LabTraining, options: Options) -> None:
         fresh = make_network(options, training.images, fast=is_fast(options, training.placement))
         update, _ = optimizers.make(options, fresh, training.steps_per_epoch)
         if training.precision == "float16":
-            update = train_eager.LossScale(update, initial_scale=2.0**6)
+            update = train_eager.LossScale(update, initial_scale=training.optimizer.initial_scale)
         update.build(fresh.trainable_variables)
     proxy = make_proxy(training, options).variables if options.hardest else ()
     for variable, value in zip(variables(training), (*fresh.variables, *update.variables, *proxy), strict=True):

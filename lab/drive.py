@@ -17,7 +17,7 @@ from lab import assemble
 from lab.assemble import LabTraining, Options
 from lab.base import console
 from lab.base.errors import Exit, UserError, exhausted
-from lab.ladder import describe, networks, optimizers, recipes, views
+from lab.ladder import describe, networks, recipes, schedules, views
 from lab.machine import devices, memory, preflight, sides
 from lab.options import OF_A_RECIPE, run_length
 from lab.report.predictions import VIEWS
@@ -105,7 +105,7 @@ class Drive:
         # The core's clock began where this process took the epoch up.
         row["train_seconds"] += progress.epoch_seconds
         end = min(row["epoch"], run_length(options.epochs, options.last_epoch))
-        row["learning_rate"] = float(optimizers.schedule_of(options)(end))
+        row["learning_rate"] = float(schedules.of(vars(options))(end))
         self._check_skipped(row["epoch"])
         progress.train_seconds += row["train_seconds"]
         progress.evaluation_seconds = training.evaluation_seconds

@@ -14,7 +14,6 @@ from lab.ladder.averaging import Lookahead, WeightAverage
 from lab.ladder.layers import Role, roles
 from lab.ladder.schedules import Knots
 from lab.options import run_length, run_steps
-from schedule import triangle
 from train_eager import EpochRate
 
 
@@ -219,20 +218,12 @@ class Plan(NamedTuple):
     decay: float
 
 
-def schedule_of(options: Any) -> Knots:
-    """The learning rate over the epochs: the knots, or DavidNet's triangle."""
-    if options.knots:
-        return schedules.parse(options.knots)
-    epochs = run_length(options.epochs, options.last_epoch)
-    return Knots(triangle(epochs, options.warmup_epochs, options.learning_rate).knots)
-
-
 def plans(options: Any, of_weights: Sequence[Role]) -> list[Plan]:
     """How weights of these roles learn under these hyperparameters. Raises UserError if a rate would be infinite, or
     knots would fall together by rounding."""
     plan = _speedruns_plan if options.optimizer == "muon" else _davidnets_plan
     try:
-        return [plan(options, schedule_of(options), role) for role in of_weights]
+        return [plan(options, schedules.of(vars(options)), role) for role in of_weights]
     except ValueError as error:
         raise UserError(f"{error}: --learning-rate or --whiten-bias-epochs is too small") from None
 

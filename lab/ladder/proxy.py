@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 import train_eager
-from lab.ladder import optimizers
+from lab.ladder import optimizers, schedules
 from train_eager import cross_entropy_sum
 
 LEARNS_EVERY = 4  # batches (K. Jordan, cifar10-airbench, airbench96_faster.py)
@@ -32,18 +32,18 @@ class Proxy:
         options: the main training's hyperparameters; `hardest` is the share that is chosen.
         network: see networks.proxy, its whitening fitted.
         steps_per_epoch: of the main training.
-        float16: the gradients are to be scaled, as the main training's.
+        loss_scale: the first of float16's, as the main training's; 0: the gradients are not scaled.
     """
 
-    def __init__(self, options: Any, network: tf.keras.Model, steps_per_epoch: int, *, float16: bool) -> None:
+    def __init__(self, options: Any, network: tf.keras.Model, steps_per_epoch: int, *, loss_scale: float) -> None:
         self.network, self.smoothing = network, options.label_smoothing
         self.count = max(1, round(options.hardest * options.batch_size))
         self.weights = network.trainable_variables
         # Knots, even where the schedule has none of its own, since the core's optimizer has but one rate.
-        alone = replace(options, lookahead_every=0, ema_every=0, knots=str(optimizers.schedule_of(options)))
+        alone = replace(options, lookahead_every=0, ema_every=0, knots=str(schedules.of(vars(options))))
         update, self.decays = optimizers.make(alone, network, steps_per_epoch)
         update.rates = tuple(partial(_at_its_batch, rate) for rate in update.rates)
-        self.optimizer = train_eager.LossScale(update, initial_scale=2.0**6) if float16 else update
+        self.optimizer = train_eager.LossScale(update, initial_scale=loss_scale) if loss_scale else update
         self.optimizer.build(self.weights)
         self.seen = tf.Variable(0, trainable=False, dtype=tf.int64)  # batches
 

@@ -4,13 +4,15 @@ python -m lab schedule                  # prints DavidNet's curve as text
 python -m lab schedule --plot lr.png    # draws it (needs matplotlib)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from lab.base.errors import Parser, UserError, exits_with_one_line
-from schedule import PiecewiseLinear
+from lab.options import run_length
+from schedule import PiecewiseLinear, triangle
 
 HIGHEST = 1e6  # a rate, or an epoch
 
@@ -67,6 +69,14 @@ def parse(text: str) -> Knots:
         return knots
     except ValueError as error:
         raise UserError(f"--knots {text!r} is not pairs like '0,0 5,0.4 24,0' ({error}); correct it") from None
+
+
+def of(recipe: Mapping[str, Any]) -> Knots:
+    """The learning rate over the epochs of a recipe's hyperparameters: its knots, or DavidNet's triangle."""
+    if recipe["knots"]:
+        return parse(recipe["knots"])
+    epochs = run_length(recipe["epochs"], recipe["last_epoch"])
+    return Knots(triangle(epochs, recipe["warmup_epochs"], recipe["learning_rate"]).knots)
 
 
 def as_text(schedule: Knots, rows: int = 25, columns: int = 50) -> str:

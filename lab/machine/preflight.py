@@ -251,13 +251,12 @@ def batch_remedy(batch_size: int, replicas: int) -> str:
     return f"batch_size {batch_size} is not divisible by {replicas} replicas; try {' or '.join(near)}"
 
 
-def findings(facts: Facts, kind: str, *, batch_size: int = 0, replicas: int = 1, jit: bool = True) -> list[str]:
+def findings(facts: Facts, kind: str, *, jit: bool = True) -> list[str]:
     """What may go wrong in a run on `kind`, each with its remedy, in a line.
 
     Args:
         facts: of this machine: gather().
         kind: cpu, gpu or tpu, as chosen.
-        batch_size: global, checked against `replicas`; 0 is not checked.
         jit: whether the step is compiled with XLA.
     """
     lines: list[str] = []
@@ -275,6 +274,4 @@ def findings(facts: Facts, kind: str, *, batch_size: int = 0, replicas: int = 1,
     if kind == "gpu":
         lines += [kernels_remedy(gpu, facts.kernels) for gpu in facts.gpus]
         lines.append(cudnn_remedy(facts) if jit else "")
-    if batch_size:
-        lines.append(batch_remedy(batch_size, replicas))
     return [line for line in lines if line]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.images.imageset import ImageSet
-from lab.ladder import networks, optimizers
+from lab.ladder import networks, schedules
 from lab.posts import training as tools
 from lab.posts.frame import Finding, Record
 from lab.report.figures import COLOURS, GREY
@@ -61,7 +61,7 @@ def measure(sizes: tools.Sizes, images: ImageSet, seed: int) -> dict[str, Any]:
             note()
             accuracies.append(moment.row["test_accuracy"])
     config, count = training.config, training.steps_per_epoch
-    rates = optimizers.schedule_of(config)(np.arange(1, config.epochs * count + 1) / count)
+    rates = schedules.of(vars(config))(np.arange(1, config.epochs * count + 1) / count)
     left = decayed(rates, config.weight_decay, config.momentum)[::count]
     return {"layers": layers, "decay": left.tolist(), "held_out_accuracies": accuracies}
 

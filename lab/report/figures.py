@@ -26,12 +26,10 @@ from lab.images import formats
 from lab.ladder import published, recipes, schedules
 from lab.ladder.recipes import RECIPES
 from lab.ladder.schedules import Knots
-from lab.options import run_length
 from lab.report import groups, predictions
 from lab.report.predictions import Predictions
 from lab.runs import results
 from lab.runs.results import Run
-from schedule import triangle
 
 # M. Okabe and K. Ito's, "Color Universal Design", 2008: told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -94,11 +92,8 @@ def _four_digits(number: re.Match[str]) -> str:
 
 def learning_rate(run: Run) -> Knots:
     """The schedule of a run. What an older result does not have is taken to be as published."""
-    values = recipes.values(run.recipe if run.recipe in RECIPES else recipes.ROOT) | dict(run.hyperparameters)
-    if values["knots"]:
-        return schedules.parse(values["knots"])
-    epochs = run_length(values["epochs"], values["last_epoch"])
-    return Knots(triangle(epochs, values["warmup_epochs"], values["learning_rate"]).knots)
+    values = recipes.values(run.recipe if run.recipe in RECIPES else recipes.ROOT)
+    return schedules.of(values | dict(run.hyperparameters))
 
 
 def title(run: Run) -> str:

@@ -27,7 +27,7 @@ def rate(step):
 
 def test_it_takes_the_largest_losses_and_learns_from_those_of_every_fourth_batch():
     options = assemble.configure({"recipe": "speedrun96-proxy", "width": 8, "batch_size": BATCH})
-    proxy = Proxy(options, networks.proxy(options, CLASSES, fast=False), 48, float16=False)
+    proxy = Proxy(options, networks.proxy(options, CLASSES, fast=False), 48, loss_scale=0.0)
     twin = networks.proxy(options, CLASSES, fast=False)
     assert [w.shape[-1] for w in twin.trainable_variables if len(w.shape) == 4] == [2, 2, 4, 4, 4, 4]
     assert not [w for w in twin.trainable_variables if "bias" in w.path]  # the whitening's stays 0

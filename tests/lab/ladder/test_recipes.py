@@ -131,7 +131,7 @@ def test_it_learns_within_two_steps(name, small_data):
     rate = {"muon": 0.1, "lars": 0.02, "nesterov": 0.02}[optimizer]
     changes = {"recipe": name, "data": small_data, "device": "cpu", "jit": False, "batch_size": 32, "width": 8}
     changes |= {"knots": f"0,{rate}", "pipeline": "device"}
-    changes |= {"learning_rate": 0.02, "filter_rate": 0.5} if name == "lars" else {}
+    changes |= {"filter_rate": 0.5} if name == "lars" else {}
     changes |= {"bias_rate": 0.01, "head_rate": 0.01} if optimizer == "muon" else {}
     training = assemble.make(assemble.configure(changes))
     rows = training.batches.open(1)
