@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lab.assemble import Options
 from lab.base import console
@@ -91,17 +91,24 @@ def train(
             stamp = time.strftime("%Y%m%d-%H%M%S")
             out = own.take_new(Path("runs"), f"{options.recipe}-{options.seed}x{options.runs}-{stamp}")
         folder = Path(out)
-        if resumed and options.precision == "auto":
-            options = _as_begun(options, folder, check)
+        # What all seeds have left is seen first: what is refused changes nothing.
+        begun = [_begun(_own(options, folder, options.seed + number), check) for number in range(options.runs)]
+        if options.precision == "auto":  # what is the fastest may be another here and now
+            options = replace(options, precision=next((one.precision for one in begun if one.precision), "auto"))
         if not resumed or hyperparameters(folder) != asdict(options):
             write_whole(folder / SERIES, encode({"hyperparameters": asdict(options)}))
         results = []
-        for number in range(options.runs):
+        for number, left in enumerate(begun):
             console.say(
                 f"{'' if number == 0 else chr(10)}seed {options.seed + number}, run {number + 1} of {options.runs}"
             )
+            if left.result is not None:
+                console.say(f"finished before: {_accuracy(left.result)}")
+                results.append(left.result)
+                continue
+            seed = _own(options, folder, options.seed + number)
             try:
-                results.append(_train_one(_own(options, folder, options.seed + number), run, own.name, check))
+                results.append(run(seed, left.source, f"{own.name}-seed-{seed.seed}"))
             except UserError as error:
                 if not resumed and not any(folder.glob("seed-*")):  # nothing has begun, so nothing stays
                     (folder / SERIES).unlink(missing_ok=True)
@@ -111,22 +118,43 @@ def train(
     return results
 
 
-def _train_one(
-    options: Options, run: Callable[[Options, str, str], dict[str, Any]], name: str, check: Check
-) -> dict[str, Any]:
-    """One seed's result: what it has left, if it has made its epochs, or else its training's."""
-    last = options.stop_after or options.epochs
-    result = resume.ended(options.out)
+class Begun(NamedTuple):
+    """What a seed has left: its result, if it has made its epochs; the folder of the checkpoint from which it goes on,
+    or ""; the precision that it has computed in, "" if it has not begun."""
+
+    result: dict[str, Any] | None = None
+    source: str = ""
+    precision: str = ""
+
+
+def _begun(own: Options, check: Check) -> Begun:
+    """What a seed has left. An unfinished row without a checkpoint is nothing.
+
+    Raises UserError if its checkpoints are damaged, or it has gone on beyond the series' last epoch.
+    """
+    last = own.stop_after or own.epochs
+    result = resume.ended(own.out)
     if result is not None:
         done = len(result["epochs"])
-        resume.check_last(options.out, done, 0, last)
+        resume.check_last(own.out, done, 0, last, stays=True)
         if done == last:
-            console.say(f"finished before: {_accuracy(result)}")
-            return result
-    source = _saved(options, check, last)
-    if result is not None and not source:
-        raise UserError(f"{options.out} has no checkpoint to go on from; move it away, and its seed starts again")
-    return run(options, source, f"{name}-seed-{options.seed}")
+            return Begun(result, precision=_precision(result))
+    folder = own.checkpoint_dir or own.out
+    saved, damaged = checkpoint.newest(folder, check)
+    for line in damaged:
+        console.say(f"note: {line}")
+    if saved is None and (damaged or result is not None):
+        raise UserError(f"{own.out} has no complete checkpoint; move it away, and its seed starts again")
+    if saved is None:
+        return Begun()
+    resume.check_last(folder, saved.about["epoch"] - 1, saved.about["step_of_epoch"], last, stays=True)
+    return Begun(source=folder, precision=_precision(saved.about))
+
+
+def _precision(about: Mapping[str, Any]) -> str:
+    """On a CPU that of the computation; on accelerators what was asked for."""
+    value = about["hyperparameters"].get("precision")  # another version's may have none
+    return value if value in ("float32", "bfloat16", "float16") else ""
 
 
 def _own(options: Options, folder: Path, seed: int) -> Options:
@@ -141,34 +169,6 @@ def _own(options: Options, folder: Path, seed: int) -> Options:
         and f"{os.path.expanduser(options.checkpoint_dir).rstrip('/')}/seed-{seed}",
         profile=options.profile if seed == options.seed else "",
     )
-
-
-def _saved(own: Options, check: Check, last: int) -> str:
-    """The folder of the checkpoint from which a run goes on, or "". Then what it has left is an unfinished row.
-
-    Raises UserError if all are damaged, or if it has gone on beyond its last epoch.
-    """
-    folder = own.checkpoint_dir or own.out
-    saved, damaged = checkpoint.newest(folder, check)
-    for line in damaged:
-        console.say(f"note: {line}")
-    if saved is None and damaged:
-        raise UserError(f"{own.out} has no complete checkpoint; move it away, and its seed starts again")
-    if saved is None:
-        return ""
-    resume.check_last(folder, saved.about["epoch"] - 1, saved.about["step_of_epoch"], last)
-    return folder
-
-
-def _as_begun(options: Options, folder: Path, check: Check) -> Options:
-    """With the precision that its seeds have computed in: what is the fastest may be another here and now."""
-    for seed in range(options.seed, options.seed + options.runs):
-        own = _own(options, folder, seed)
-        saved, _ = checkpoint.newest(own.checkpoint_dir or own.out, check)
-        about = saved.about if saved is not None else resume.ended(own.out)
-        if about is not None:
-            return replace(options, precision=about["hyperparameters"]["precision"])
-    return options
 
 
 def _accuracy(result: Mapping[str, Any]) -> str:

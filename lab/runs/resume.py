@@ -71,13 +71,16 @@ def finished(folder: Path) -> bool:
     return ended(folder) is not None
 
 
-def check_last(folder: str, epochs: int, step: int, last: int) -> None:
-    """Raises UserError if a run that has made `epochs` epochs and `step` steps of the next is to end before that."""
+def check_last(folder: str, epochs: int, step: int, last: int, *, stays: bool = False) -> None:
+    """Raises UserError if a run that has made `epochs` epochs and `step` steps of the next is to end before that.
+
+    `stays`: whether an earlier --stop-after counts where the flag is left out.
+    """
     if epochs > last or (epochs == last and step > 0):
         begun = f" and {step} steps of the next" if step else ""
         raise UserError(
             f"--stop-after {last}: the run in {folder} has made {epochs} epochs{begun}; give at least "
-            f"{epochs + (step > 0)}, or leave the flag out"
+            f"{epochs + (step > 0)}{'' if stays else ', or leave the flag out'}"
         )
 
 
