@@ -113,7 +113,9 @@ def checked(values: Mapping[str, Any]) -> Options:
     if groups and options.batch_size % groups:
         near = max(1, round(options.batch_size / groups)) * groups
         raise UserError(f"--batch-size {options.batch_size} is not divisible by --ghost-groups {groups}; try {near}")
-    return options
+    # An object store's "a//b" is not "a/b".
+    places = {name: getattr(options, name) for name in ("resume", "checkpoint_dir")}
+    return replace(options, **{name: place.rstrip("/") or place for name, place in places.items()})
 
 
 class LabTraining(Training):

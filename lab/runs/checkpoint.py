@@ -24,6 +24,7 @@ from lab.images.formats import BROKEN_NPZ
 
 FOLDER = "checkpoints"
 NAME = "step"
+STEP = "0|[1-9][0-9]{0,17}"  # its number
 LARGEST = 64 * 2**20  # bytes of a manifest; one of 1,000 epochs has 0.3 MB
 
 
@@ -46,7 +47,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str, keep: int, variables: Sequence[Any]) -> None:
-        self.folder, self.keep, self.variables = place(folder), keep, list(variables)
+        self.folder, self.keep, self.variables = f"{folder}/{FOLDER}", keep, list(variables)
         self.whole: set[str] = set()  # prefixes of those that were found so, or written
 
     def check_folder(self) -> None:
@@ -83,7 +84,7 @@ class Checkpoints:
             manifest = {"step": step, "sha256_npz": hashlib.sha256(buffer.getvalue()).hexdigest(), "about": about}
             write_whole(f"{prefix}.json", encode(manifest))
             self.whole.add(prefix)
-            for old in [one for one in _prefixes(self.folder) if self._is_whole(one)][self.keep :]:
+            for old in [one for one in _prefixes(self.folder, _files(self.folder)) if self._is_whole(one)][self.keep :]:
                 _delete(old)
         except FILE_ERRORS as error:
             with contextlib.suppress(*FILE_ERRORS):
@@ -141,7 +142,9 @@ def newest(folder: str, check: Callable[[str, Mapping[str, Any]], None] = _anyth
     Raises UserError if a storage service does not answer.
     """
     damaged: list[str] = []
-    for prefix in _prefixes(place(folder)):
+    place = f"{folder}/{FOLDER}"
+    files = with_timeout(place, _files) if is_remote(place) else _files(place)
+    for prefix in _prefixes(place, files):
         try:
             return _read(prefix, check), damaged
         except DAMAGED as error:
@@ -174,32 +177,31 @@ def _arrays(content: bytes) -> list[NDArray[Any]]:
     return arrays
 
 
-def place(folder: str) -> str:
-    """The folder of the checkpoints in a run's folder."""
-    return f"{folder.rstrip('/')}/{FOLDER}"
-
-
-def _listed(folder: str) -> list[str]:
-    return list(tf.io.gfile.listdir(folder)) if tf.io.gfile.isdir(folder) else []
-
-
-def _prefixes(folder: str) -> list[str]:
-    """Of the checkpoints that have a manifest, the newest first. Other names are nobody's business."""
-    try:  # isdir would call a service that does not answer no folder
-        files = with_timeout(folder, tf.io.gfile.listdir) if is_remote(folder) else _listed(folder)
-    except tf.errors.NotFoundError:
+def _files(folder: str) -> list[str]:
+    """The names in a folder; none if it is not there. Raises one of FILE_ERRORS if that cannot be known."""
+    if not tf.io.gfile.exists(folder):  # listdir would take a service that does not answer for no folder
         return []
-    names = [re.fullmatch(rf"{NAME}-(0|[1-9][0-9]{{0,17}})\.json/?", name) for name in files]
+    try:
+        return list(tf.io.gfile.listdir(folder))
+    except tf.errors.NotFoundError:  # it is a file
+        return []
+
+
+def _prefixes(folder: str, files: Sequence[str]) -> list[str]:
+    """Of the checkpoints that have a manifest, the newest first. Other names are nobody's business."""
+    names = [re.fullmatch(rf"{NAME}-({STEP})\.json/?", name) for name in files]
     return [f"{folder}/{NAME}-{step}" for step in sorted((int(name[1]) for name in names if name), reverse=True)]
 
 
 def _tidy(folder: str) -> None:
     """Deletes what a run left that was killed as it wrote a checkpoint: its files without a manifest."""
-    whole = {prefix.rpartition("/")[2] for prefix in _prefixes(folder)}
-    for file in tf.io.gfile.listdir(folder):
-        name = re.match(rf"\.?({NAME}-\d+)\.", file)
+    files = _files(folder)
+    whole = {prefix.rpartition("/")[2] for prefix in _prefixes(folder, files)}
+    for file in files:
+        name = re.match(rf"\.?({NAME}-(?:{STEP}))\.(npz|json)(\.|$)", file)
         if name and name[1] not in whole:
-            tf.io.gfile.remove(f"{folder}/{file}")
+            with contextlib.suppress(*FILE_ERRORS):  # what cannot go does no harm
+                tf.io.gfile.remove(f"{folder}/{file}")
 
 
 def _delete(prefix: str) -> None:

@@ -57,7 +57,17 @@ def test_what_a_killed_run_left_of_a_checkpoint_goes_with_the_next_and_nothing_e
     saver, _ = made(tmp_path)
     saver.save(1, {})
     folder = tmp_path / "checkpoints"
-    kept = {"step-1.json", "step-1.npz", "step-2.json", "step-one.npz", "notes.txt", ".probe"}
+    (folder / "step-7.npz").mkdir()  # a user's
+    kept = {
+        "step-1.json",
+        "step-1.npz",
+        "step-2.json",
+        "step-one.npz",
+        "step-03.npz",
+        "step-7.npz",
+        "notes.txt",
+        ".probe",
+    }
     for name in (
         "step-2.json",
         "step-one.npz",
@@ -66,6 +76,7 @@ def test_what_a_killed_run_left_of_a_checkpoint_goes_with_the_next_and_nothing_e
         "step-3.npz",
         ".step-4.npz.ab12",
         ".step-10.json.x",
+        "step-03.npz",
     ):
         (folder / name).write_bytes(b"?")
     saver.save(5, {})
@@ -90,9 +101,9 @@ def test_a_service_that_does_not_answer_is_not_a_folder_without_checkpoints(monk
     def unreachable(path):
         raise tf.errors.UnavailableError(None, None, "no network")
 
-    monkeypatch.setattr(tf.io.gfile, "listdir", unreachable)
+    monkeypatch.setattr(tf.io.gfile, "exists", unreachable)  # as TensorFlow's; its listdir would say "not found"
     with pytest.raises(UserError, match="cannot reach gs://b/run/checkpoints: no network"):
-        checkpoint.newest("gs://b/run/")
+        checkpoint.newest("gs://b/run")
 
 
 def test_a_folder_without_checkpoints_has_none(tmp_path):
