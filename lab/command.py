@@ -17,7 +17,7 @@ from lab.base.errors import Exit, UserError, reported_in
 from lab.drive import PLACES, Drive, within_memory
 from lab.images import load
 from lab.ladder import recipes
-from lab.machine import devices
+from lab.machine import devices, memory
 from lab.options import IDENTITY, OF_A_RECIPE, flag
 from lab.runs import claim, progress, resume
 from lab.runs.claim import Claim
@@ -126,6 +126,7 @@ class Runs:
     def _train(self, options: Options, source: str, name: str) -> dict[str, Any]:
         if draws_images(options):
             self.training = None  # gives up its memory before there is another
+            memory.give_back()
         before = self.training
         # Before the data: TFRecords start TensorFlow.
         placement = before.placement if before else assemble.place(options)

@@ -25,7 +25,7 @@ from lab.drive import warm_up, within_memory
 from lab.images import load
 from lab.images.imageset import ImageSet
 from lab.ladder import adjust
-from lab.machine import devices
+from lab.machine import devices, memory
 from lab.options import IDENTITY, OF_A_RECIPE, flag
 from lab.runs import claim, record
 from lab.runs.claim import Claim
@@ -219,6 +219,7 @@ class Tuner:
             if adjust.adjust(old, options):
                 return old
         old = self.training = None  # gives up its memory before there is another
+        memory.give_back()
         self.training = assemble.make(options, self.placement, self.images, optimizer=adjust.make)
         warm_up(self.training)
         return self.training
