@@ -345,21 +345,33 @@ def alone(folder: Path) -> Iterator[None]:
     """
     new = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Windows opens no folders, and has no such lock either.
-        descriptor = os.open(folder if os.name == "posix" else os.devnull, os.O_RDONLY)
+        descriptor = _locked(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}; {ELSEWHERE}") from None
     try:
-        if not lock(descriptor):
-            print(f"download: waits for another process, which downloads to {folder}", file=sys.stderr)
-            lock(descriptor, wait=True)
         yield
     finally:
-        os.close(descriptor)
         if new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+        os.close(descriptor)
+
+
+def _locked(folder: Path) -> int:
+    """Makes the folder, waits for its lock and returns what holds it until it is closed. Raises OSError."""
+    if os.name != "posix":  # Windows opens no folders, and has no such lock either
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(os.devnull, os.O_RDONLY)
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        if not lock(descriptor):
+            print(f"download: waits for another process, which downloads to {folder}", file=sys.stderr)
+            lock(descriptor, wait=True)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                return descriptor
+        os.close(descriptor)  # of a folder that the other one has removed
 
 
 def _leave_nothing_empty(part: Path, new: bool) -> None:

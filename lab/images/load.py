@@ -68,7 +68,8 @@ def load(path: str | None, *, seed: int, limit_train: int = 0, limit_test: int =
         try:
             images = _read(path)
         except OSError as error:  # of a folder that may not be entered
-            raise UserError(f"cannot read --data {path or 'data'}: {brief(error)}; check its rights") from None
+            where = error.filename or path or "data"
+            raise UserError(f"cannot read {where}: {brief(error)}; check its rights, or give another --data") from None
     if holdout:
         images = _hold_out(images, holdout, seed)
     return _limit(images, limit_train, limit_test, seed)

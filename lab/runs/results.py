@@ -181,12 +181,11 @@ def _check_size(path: Path) -> None:
 def _json_files(folder: Path) -> Iterator[Path]:
     """The JSON files in a folder and its folders, sorted. Links to folders are not followed, which ends."""
     try:
-        entries = [(entry, entry.is_dir()) for entry in sorted(folder.iterdir())]
+        wanted = [one for one in sorted(folder.iterdir()) if one.name[0] != "." and one.name not in NOT_SEARCHED]
+        entries = [(entry, entry.is_dir()) for entry in wanted]
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {error.strerror}; give another") from None
     for entry, is_folder in entries:
-        if entry.name.startswith(".") or entry.name in NOT_SEARCHED:
-            continue
         if is_folder:
             if not entry.is_symlink():
                 yield from _json_files(entry)

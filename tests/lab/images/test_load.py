@@ -154,7 +154,7 @@ def test_two_that_start_together_download_once(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_may_not_be_read_is_a_users_error(unprivileged: Path) -> None:
-    with pytest.raises(UserError, match=r"^cannot read --data .*closed-.*: Permission denied; check its rights"):
+    with pytest.raises(UserError, match=r"^cannot read .*/closed-.*: Permission denied; check its rights"):
         load.load(str(unprivileged), seed=0)
 
 
