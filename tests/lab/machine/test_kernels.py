@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from lab.machine import kernels as ops
+from lab.machine import processor
 
 
 def relative(value, reference) -> float:
@@ -224,7 +225,9 @@ def test_gradients_by_products_agree_with_a_convolution_in_float64(side, inputs,
     reference, references = gradients(lambda x, w: tf.nn.conv2d(x, w, 1, "SAME"), up, x, w)
     for value, expected in zip((output, *our_gradients), (reference, *references), strict=True):
         assert value.dtype == tf.bfloat16
-        assert relative(tf.cast(value, tf.float64), expected) < ULP  # the sums are in float32, so only the last rounds
+        # oneDNN sums in float32, so that only the end rounds. Without those instructions TensorFlow rounds on the way.
+        limit = ULP if processor.multiplies_bfloat16() else 4 * ULP
+        assert relative(tf.cast(value, tf.float64), expected) < limit
 
 
 def test_the_products_serve_small_bfloat16_images_alone(monkeypatch):
