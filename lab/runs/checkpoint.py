@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lab.base.errors import Exit, UserError, brief
 from lab.base.files import decode, encode
-from lab.base.storage import FILE_ERRORS, is_remote, read, with_timeout, write_whole
+from lab.base.storage import FILE_ERRORS, read, with_timeout, write_whole
 from lab.images.formats import BROKEN_NPZ
 
 FOLDER = "checkpoints"
@@ -139,12 +139,11 @@ def newest(folder: str, check: Callable[[str, Mapping[str, Any]], None] = _anyth
         check: called with the manifest's path and what it says of the run, `step` included; raises UserError if that
             cannot be so, and the checkpoint counts as damaged.
 
-    Raises UserError if a storage service does not answer.
+    Raises UserError if the folder may not be read, or a storage service does not answer.
     """
     damaged: list[str] = []
     place = f"{folder}/{FOLDER}"
-    files = with_timeout(place, _files) if is_remote(place) else _files(place)
-    for prefix in _prefixes(place, files):
+    for prefix in _prefixes(place, with_timeout(place, _files)):
         try:
             return _read(prefix, check), damaged
         except DAMAGED as error:

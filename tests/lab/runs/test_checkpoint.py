@@ -106,6 +106,17 @@ def test_a_service_that_does_not_answer_is_not_a_folder_without_checkpoints(monk
         checkpoint.newest("gs://b/run")
 
 
+def test_a_folder_that_may_not_be_read_is_said(monkeypatch, tmp_path):
+    made(tmp_path)[0].save(1, {})
+
+    def denied(path):
+        raise tf.errors.PermissionDeniedError(None, None, "Permission denied")
+
+    monkeypatch.setattr(tf.io.gfile, "listdir", denied)
+    with pytest.raises(UserError, match=r"cannot reach .*/checkpoints: Permission denied; check the path"):
+        checkpoint.newest(str(tmp_path))
+
+
 def test_a_folder_without_checkpoints_has_none(tmp_path):
     assert checkpoint.newest(str(tmp_path)) == (None, [])
     (tmp_path / "checkpoints").mkdir()
