@@ -165,8 +165,7 @@ def _own(options: Options, folder: Path, seed: int) -> Options:
         runs=1,
         resume="",
         out=str(folder / f"seed-{seed}"),
-        checkpoint_dir=options.checkpoint_dir
-        and f"{os.path.expanduser(options.checkpoint_dir).rstrip('/')}/seed-{seed}",
+        checkpoint_dir=options.checkpoint_dir and f"{os.path.expanduser(options.checkpoint_dir)}/seed-{seed}",
         profile=options.profile if seed == options.seed else "",
     )
 

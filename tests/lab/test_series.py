@@ -112,7 +112,7 @@ def test_a_run_goes_on_from_its_checkpoint_within_a_series(done, options, tmp_pa
     assert weights(own / "seed-6") == weights(folder / "seed-6")
 
 
-def test_a_series_may_end_later_and_not_earlier_than_its_seeds_have(options, tmp_path, monkeypatch):
+def test_a_series_may_end_later_and_not_earlier_than_its_seeds_have(options, tmp_path):
     own, alone = tmp_path / "series", tmp_path / "alone"
     short = {name: value for name, value in options.items() if name not in ("sides", "ema_every", "ema_keeps")}
     command.train(**short, seed=5, runs=2, stop_after=1, out=str(own))
