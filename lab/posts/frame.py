@@ -12,7 +12,8 @@ An experiment is a file postN_NAME.py beside this one. It has
     measure(sizes, images, seed) -> dict: all that is measured, as finite numbers, texts, None, lists and dicts;
     judge(record) -> list[Finding]: what the claim predicts beside what was measured;
     draw(record, figure): the picture, into an empty matplotlib Figure.
-A record is what `measure` returned and, beside it, ABOUT's keys. No TensorFlow here: an experiment brings it.
+A record is what `measure` returned and, beside it, ABOUT's keys; `seconds` may be of `measure`, if it went on with what
+an earlier call has left. No TensorFlow here: an experiment brings it.
 """
 
 import ast
@@ -116,9 +117,9 @@ def run(name: str, *, original: bool = False, seed: int = 0, data: str = "") -> 
         "original": original,
         "seed": seed,
         "sizes": dict(sizes),
-        "seconds": time.perf_counter() - start,
+        "seconds": measured.pop("seconds", time.perf_counter() - start),
         "data": {"source": images.source, "sha256": images.sha256(), "synthetic": images.synthetic},
-        "precision": tools.precision(sizes),
+        "precision": tools.OF_ALL["precision"],
         "code": records.code(),
         "versions": records.versions(),
         "hardware": records.hardware(load("lab.machine.devices").accelerators()),
@@ -158,7 +159,8 @@ def conditions(record: Record) -> str:
     where = f"{chips}, {record['precision']}, TensorFlow {record['versions'].get('tensorflow', '?')}"
     form = "The original's sizes" if record["original"] else "Small form"
     made_up = "; synthetic images, not CIFAR-10" if data["synthetic"] else ""
-    return f"{form}, seed {record['seed']}, n = 1: {sizes}. {where}{made_up}; {record['seconds']:.0f} s."
+    runs = record["sizes"].get("seeds", record["sizes"].get("runs", 1))  # of each training
+    return f"{form}, seed {record['seed']}, n = {runs}: {sizes}. {where}{made_up}; {record['seconds']:.0f} s."
 
 
 def as_markdown(record: Record) -> str:
@@ -173,10 +175,18 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("post", nargs="?", default="posts", help="post1 to post8; without a name: lists its experiments")
     add("name", nargs="?", help="which experiment to run")
-    add("--original", action="store_true", help="in the post's sizes instead of the small ones; for an accelerator")
+    add(
+        "--original",
+        action="store_true",
+        help="in the post's sizes, not the small ones: hours; post 6 on a CPU, the rest on an accelerator",
+    )
     add("--seed", type=int, default=0, help="for weights, images, order and augmentation (default: %(default)s)")
     add("--data", default="", help="as of train_eager.py; empty: ./data, downloaded if missing")
-    add("--out", default="", help="folder for record.json and picture.png; empty: runs/<post>-<name>-seed<seed>")
+    add(
+        "--out",
+        default="",
+        help="folder for record.json and picture.png; empty: runs/<post>-<name>[-original]-seed<seed>",
+    )
     options = parser.parse_args(arguments)
     if options.name is None:
         print(listing(options.post))
@@ -184,9 +194,12 @@ def main(arguments: list[str] | None = None) -> int:
     name = f"{options.post} {options.name}"
     known(name)
     memory.restart_with_huge_pages()  # before the slow imports
-    out = options.out or f"runs/{name.replace(' ', '-')}-seed{options.seed}"
+    form = "-original" if options.original else ""
+    out = options.out or f"runs/{name.replace(' ', '-')}{form}-seed{options.seed}"
     folder = Path(paths.check("--out", out, schemes=(), folder=True))
     paths.check_writable("--out", str(folder))  # now, and not when all is measured
+    if (folder / "record.json").exists():
+        raise UserError(f"{folder} holds an experiment's record; give another --out, or delete it")
     figures.check(folder / "picture.png")
     record = run(name, original=options.original, seed=options.seed, data=options.data)
     write_whole(folder / "record.json", encode(record))

@@ -89,10 +89,22 @@ def measure(sizes: tools.Sizes, images: ImageSet, seed: int) -> dict[str, Any]:
 
 
 def seconds_a_step(training: LabTraining, batches: HostBatches) -> float:
-    """Of a training with these batches: an epoch's seconds a step, the median over all epochs but the first."""
-    training.batches = batches
-    rows = [moment.row for moment in training.run() if moment.row]
-    return statistics.median(row["train_seconds"] for row in rows[1:]) / training.steps_per_epoch
+    """Of a training with these batches: seconds a step in the middle half of an epoch, the median of all but the first.
+
+    Before it lie the opening of the pipeline and the batches that it made ahead; at the end none is left to make.
+    """
+    training.batches, quarter = batches, training.steps_per_epoch // 4
+    marks: list[tuple[int, float]] = []
+    seconds = []
+    for moment in training.run():
+        if moment.row:
+            (first, began), *_, (last, ended) = marks
+            seconds.append((ended - began) / (last - first))
+            marks.clear()
+        elif quarter <= moment.step <= training.steps_per_epoch - quarter:
+            training.fetch()  # waits
+            marks.append((moment.step, time.perf_counter()))
+    return statistics.median(seconds[1:])
 
 
 def seconds_a_batch(batches: HostBatches) -> float:

@@ -78,7 +78,8 @@ def judge(record: Record) -> list[Finding]:
         gap = to_come.mean() - latest.mean()
         error = np.hypot(latest.std(ddof=1) / len(latest) ** 0.5, to_come.std(ddof=1) / len(to_come) ** 0.5)
         what = f"rate {curve['rate']:g}: loss on batches to come less that on the latest {2 * BIN}"
-        found.append(Finding(what, "above 0", f"{gap:.3f} ± {error:.3f}", bool(gap > 2 * error) or None))
+        holds = bool(gap > 0) if abs(gap) > 2 * error else None
+        found.append(Finding(what, "above 0", f"{gap:.3f} ± {error:.3f}", holds))
     memories = [memory for _, _, memory in fits]
     falls = all(one > other for one, other in pairwise(memories))
     rates = ", ".join(f"{curve['rate']:g}" for curve in curves)

@@ -8,8 +8,8 @@ end is compared with DavidNet's own values too, and with a coarse grid around th
 Source: D. C. Page, "How to train your ResNet", post 5. An end that is worse than DavidNet's values, or than the best of
 the grid, would refute it.
 
-Small form: 8 minutes on two cores; 2,048 images, width 8, 5 epochs, 3 seeds a point. Stopped, the same
-command goes on.
+Small form: 8 minutes on two cores; 2,048 images, width 8, 5 epochs, 3 seeds a point. Stopped, the same command of the
+same code goes on.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ from lab import assemble
 from lab.images.imageset import ImageSet
 from lab.posts import training as tools
 from lab.posts.frame import Finding, Record
+from lab.runs import record as records
 from lab.tune.descent import PAGES, descend, gain, values
 from lab.tune.tuner import opened
 
@@ -57,11 +58,13 @@ def measure(sizes: tools.Sizes, images: ImageSet, seed: int) -> dict[str, Any]:
     """The tuner's `trace`, and the `grid`, DavidNet's values first; the runs are kept in runs/, so that it can go on.
 
     Of each point: `point`, exponents of 2 from DavidNet's; `values`; `scores`, by seed, the held-out accuracy or minus
-    the loss, None if one diverged. Of the trace also whether it was better, its runs and their seconds.
+    the loss, None if one diverged. Of the trace also whether it was better, its runs and their seconds. And the
+    `seconds` of all runs.
     """
     given = {name: value for name, value in sizes.items() if name in assemble.NAMES}
     changes = {**tools.OF_ALL, **given, **values(given, PAGES, sizes["start"])}
-    place = {"seed": seed, "out": f"runs/post5-tuner-width{sizes['width']}-seed{seed}"}
+    code = records.code()["sha256"][:8]  # the record names one
+    place = {"seed": seed, "out": f"runs/post5-tuner-width{sizes['width']}-seed{seed}-{code}"}
     with opened({**changes, **place}, PAGES, by=sizes["by"], images=images) as tuner:
         tuner.show(descend(tuner.measure, len(PAGES)))
         trace = [{**visit, "point": np.add(visit["point"], sizes["start"]).tolist()} for visit in tuner.trace]
@@ -69,7 +72,8 @@ def measure(sizes: tools.Sizes, images: ImageSet, seed: int) -> dict[str, Any]:
         for point in [(0, 0, 0), *product(*sizes["grid"])]:
             here = tuple(np.subtract(point, sizes["start"], dtype=float).tolist())
             grid.append({"point": list(point), "values": tuner.values(here), "scores": tuner.measure(here)})
-    return {"trace": trace, "grid": grid}
+        seconds = sum(run["seconds"] for run in tuner.runs)
+    return {"trace": trace, "grid": grid, "seconds": seconds}
 
 
 def ends(record: Record) -> list[Mapping[str, Any]]:

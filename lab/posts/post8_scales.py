@@ -84,6 +84,7 @@ def judge(record: Record) -> list[Finding]:
     means = np.array([layer["mean"] for layer in record["layers"].values()])  # (layers, epochs + 1)
     quartiles = np.array([layer["quartiles"] for layer in record["layers"].values()])  # (layers, epochs + 1, 3)
     end, alone = means[:, -1], record["decay"][-1]
+    quarters = np.rint(np.linspace(0, means.shape[1] - 1, 5)).astype(int)
     spread = (quartiles[:, -1, 2] - quartiles[:, -1, 0]) / quartiles[:, -1, 1]
     near = bool(np.abs(np.log(end.mean() / SETTLED)) <= np.log(FACTOR))
     return [
@@ -100,9 +101,9 @@ def judge(record: Record) -> list[Finding]:
             bool(spread.max() < 0.5),
         ),
         Finding(
-            "mean scale after each quarter of the epochs",
+            "mean scale at the start and after each quarter of the epochs",
             "falls below half",
-            ", ".join(f"{value:.3f}" for value in means.mean(0)[:: max(1, (means.shape[1] - 1) // 4)]),
+            ", ".join(f"{value:.3f}" for value in means.mean(0)[quarters]),
             bool(means.mean(0)[-1] < 0.5 * means.mean(0)[0]),
         ),
     ]

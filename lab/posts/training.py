@@ -16,6 +16,7 @@ from lab.assemble import LabTraining, Options
 from lab.base.errors import UserError
 from lab.images import load
 from lab.images.imageset import ImageSet
+from lab.machine import memory
 from lab.machine.devices import Placement
 from train_eager import Training, cross_entropy_sum
 
@@ -30,11 +31,6 @@ def options(sizes: Sizes, seed: int, **changes: Any) -> Options:
     return assemble.configure({**OF_ALL, **given, "seed": seed, **changes})
 
 
-def precision(sizes: Sizes) -> str:
-    """What the trainings compute in."""
-    return str({**OF_ALL, **sizes}["precision"])
-
-
 def read_images(sizes: Sizes, data: str, seed: int) -> ImageSet:
     """The images of an experiment: its sizes may have limit_train, limit_test and holdout. Raises UserError."""
     return load.of(options(sizes, seed, data=data))
@@ -43,6 +39,7 @@ def read_images(sizes: Sizes, data: str, seed: int) -> ImageSet:
 @functools.cache
 def placement() -> Placement:
     """This machine's accelerator or CPU. Raises UserError for several, whose parts of a batch a Probe does not join."""
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # else a GPU multiplies with 10 bits of 23
     found = assemble.place(assemble.configure({}))
     if found.replicas > 1:
         raise UserError(f"{found.replicas} devices; the experiments run on one: CUDA_VISIBLE_DEVICES=0")
@@ -61,6 +58,7 @@ def make(sizes: Sizes, images: ImageSet, seed: int, **changes: Any) -> LabTraini
     Raises:
         UserError: as assemble.configure and assemble.make.
     """
+    memory.give_back()  # of the trainings before it
     return assemble.make(options(sizes, seed, **changes), placement(), images)
 
 

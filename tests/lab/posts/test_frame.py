@@ -63,6 +63,24 @@ def test_an_experiment_leaves_its_record_verdict_and_picture(toy, small_data, tm
     said = capsys.readouterr().out
     assert "twice the factor  6         6         yes" in said and "Small form, seed 4, n = 1: limit train 40," in said
     assert (tmp_path / "out" / "picture.png").read_bytes().startswith(b"\x89PNG")
+    before = (tmp_path / "out" / "record.json").read_bytes()
+    assert lab.main(arguments) == 2  # it may have taken hours
+    assert "holds an experiment's record; give another --out" in capsys.readouterr().err
+    assert (tmp_path / "out" / "record.json").read_bytes() == before
+
+
+def test_the_form_is_in_the_folders_name_and_the_seeds_are_counted(toy, small_data, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="drawing is optional")
+    monkeypatch.chdir(tmp_path)
+    module = frame.load("lab.posts.post5_toy")
+    monkeypatch.setattr(module, "SMALL", {**module.SMALL, "seeds": 3})
+    for form in ([], ["--original"]):
+        assert lab.main(["post5", "toy", "--data", small_data, *form]) == 0
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"post5-toy-seed0", "post5-toy-original-seed0"}
+    said = capsys.readouterr().out
+    assert (
+        "Small form, seed 0, n = 3: limit train 40," in said and "The original's sizes, seed 0, n = 1: factor" in said
+    )
 
 
 def test_the_originals_sizes_are_behind_a_flag(toy, small_data):

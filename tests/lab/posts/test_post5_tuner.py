@@ -13,15 +13,18 @@ TINY = {**experiment.SMALL, "limit_train": 48, "holdout": 8, "width": 4, "batch_
 def measured(small_data, monkeypatch, tmp_path):
     """Of runs whose loss is lowest at twice DavidNet's rate of 0.05 and at its momentum of 0.9, at any decay."""
 
+    made = []
+
     def run(tuner, options):
+        made.append(options)
         rate, left = options.learning_rate / 0.1, (1 - options.momentum) / 0.1
         loss = 1 + max(rate, 1 / rate) / 10 + max(left, 1 / left) / 4 + options.seed / 100
-        return {"accuracy": 0.5, "loss": loss, "train_loss": 1.0, "seconds": 1.0}
+        return {"accuracy": 0.5, "loss": loss, "train_loss": 1.0, "seconds": 2.0}
 
     monkeypatch.setattr(Tuner, "_run", run)
     monkeypatch.chdir(tmp_path)
     images = tools.read_images(TINY, small_data, seed=0)
-    return {"sizes": TINY, **experiment.measure(TINY, images, 0)}
+    return {"sizes": TINY, "images": images, "made": made, **experiment.measure(TINY, images, 0)}
 
 
 def test_trace_and_grid_are_told_beside_davidnets_values(measured):
@@ -43,3 +46,12 @@ def test_the_verdict_by_hand(measured):
     assert (start.measured, start.holds) == ("+1.450 ± 0.000", True)  # 0.8 + 1 less 0.1 + 0.25
     assert (davidnets.measured, davidnets.holds) == ("+0.100 ± 0.000", True)
     assert (best.measured, best.holds) == ("+0.100 ± 0.000", True)  # DavidNet's: the grid has no rate of 0.1
+
+
+def test_once_more_it_costs_nothing_but_says_what_it_has_cost_and_another_code_begins_anew(measured, monkeypatch):
+    count = len(measured["made"])
+    assert measured["seconds"] == 2.0 * count
+    again = experiment.measure(TINY, measured["images"], 0)
+    assert again == {name: measured[name] for name in ("trace", "grid", "seconds")} and len(measured["made"]) == count
+    monkeypatch.setattr(experiment.records, "code", lambda: {"sha256": 64 * "0"})
+    assert experiment.measure(TINY, measured["images"], 0) == again and len(measured["made"]) == 2 * count

@@ -28,3 +28,10 @@ def test_verdict_on_scales(end, quartiles, holds):
     found = post8_scales.judge(record)
     assert [finding.holds for finding in found] == holds
     assert "0.070" in found[0].measured
+
+
+def test_quarters_of_eighteen_epochs_end_with_the_last():
+    means = np.linspace(1.0, 0.1, 19)  # 0.05 less in each
+    layer = {"mean": means.tolist(), "quartiles": [[1, 1, 1]] * 19}
+    found = post8_scales.judge({"layers": {"prep": layer}, "decay": [1.0] * 19})
+    assert found[2].measured == "1.000, 0.800, 0.550, 0.300, 0.100"  # after 0, 4, 9, 14 and 18; 4.5 rounds to even

@@ -99,6 +99,7 @@ def test_forgetting_is_judged_by_the_gap_and_by_the_order_of_the_memories():
     found = forgetting.judge({"curves": [curve(0.1, 30, 0.3), curve(0.2, 60, 0.3)]})
     assert [one.holds for one in found] == [True, True, False]
     assert forgetting.judge({"curves": [curve(0.1, 30, 0.01)]})[0].holds is None
+    assert forgetting.judge({"curves": [curve(0.1, 30, -0.3)]})[0].holds is False  # the latest are the worst
 
 
 def test_forgetting_measures_the_latest_batch_first(images):
