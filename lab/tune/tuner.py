@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -136,7 +136,9 @@ class Tuner:
         self.placement = assemble.place(self.start)  # before the data: TFRecords start TensorFlow
         self.images = images or load.of(self.start)  # the first seed's serve all, so that the same images judge
         self.training: LabTraining | None = None
-        self.about = {name: getattr(self.start, name) for name in IDENTITY} | {"images": self.images.sha256()}
+        self.start, _ = assemble.resolved(self.start, self.placement)  # auto: once for all runs
+        self.about = {name: getattr(self.start, name) for name in (*IDENTITY, "precision")}
+        self.about["images"] = self.images.sha256()
         self.runs = self._found()
         self.trace: list[dict[str, Any]] = []
         self.refused: dict[Point, str] = {}
@@ -158,6 +160,8 @@ class Tuner:
     def values(self, point: Point) -> dict[str, float]:
         """The hyperparameters at a point. Only Nesterov's have Page's coordinates."""
         known = {name: getattr(self.start, name) for name in {*self.names, *PAGES}}
+        real = {item.name for item in fields(self.start) if item.type is float}
+        known |= {name: float(known[name]) for name in known.keys() & real}  # a rate given as 1 is not a whole number
         return values(known, self.names, point, follows=self.start.optimizer == "nesterov")
 
     def _changed(self, point: Point) -> dict[str, float]:
@@ -284,5 +288,5 @@ class Tuner:
             "trace": self.trace,
             "best": next(entry["values"] for entry in reversed(self.trace) if entry["better"]),
             "versions": record.versions(),
-            "hardware": record.hardware(),
+            "hardware": record.hardware(devices.accelerators(self.placement.kind)),
         }

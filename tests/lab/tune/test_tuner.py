@@ -10,7 +10,7 @@ from lab import __main__ as lab_main
 from lab import command
 from lab.base import files
 from lab.base.errors import Exit, UserError
-from lab.machine import memory
+from lab.machine import fastest, memory
 from lab.tune.tuner import TUNE, Tuner, tune
 
 
@@ -69,6 +69,20 @@ def test_the_table_by_hand(few, made_up, capsys):
         ["go", "on", "with", "--learning-rate", "0.2"],
     ]
     assert found["best"] == {"learning_rate": 0.2} and found["seeds"] == [0, 1]
+
+
+def test_a_rate_given_as_a_whole_number_is_not_rounded_to_0(few, made_up):
+    found = tune({**few, "learning_rate": 1, "momentum": 0}, ["weight_decay"])
+    assert found["trace"][1]["values"] == {"learning_rate": 0.5, "weight_decay": 0.001}
+
+
+def test_all_runs_of_a_tuning_are_in_one_precision(few, made_up, tmp_path, monkeypatch):
+    """`auto` is timed; on another machine the same folder would go on in another."""
+    monkeypatch.setattr(fastest, "fastest", lambda *, jit: ("float32", ""))
+    tune({**few, "precision": "auto"}, ["weight_decay"])
+    monkeypatch.setattr(fastest, "fastest", lambda *, jit: ("bfloat16", ""))
+    with pytest.raises(UserError, match="starts from precision float32, not bfloat16"):
+        tune({**few, "precision": "auto"}, ["weight_decay"])
 
 
 def test_a_killed_tuning_goes_on_and_measures_nothing_twice(few, tmp_path, made_up, monkeypatch):
