@@ -37,7 +37,7 @@ GREY = "#8a8a8a"
 PUBLISHED = "published DavidNet: training, mean of 5 runs (bars: one deviation)"
 SMALL = 8  # points
 DPI = 150  # pixels an inch
-MANY = 10  # runs beyond which the legend counts them, and epochs beyond which they are not marked
+MARKED = 10  # epochs, beyond which they are not marked
 NARROWEST, WIDEST = 5.5, 13.0  # inches of a confusion matrix: its title fits, 2,000 pixels hold it
 COUNTED, LABELS = 30, 40  # classes up to which its cells hold numbers, and each class is named at its axes
 LONGEST = 24  # letters of a class there
@@ -153,13 +153,13 @@ def _draw_runs(panels: Sequence[Any], runs: Sequence[Run]) -> tuple[list[Any], l
 
     Returns the legend's entries: one for each run, and what the lines mean.
     """
-    called, coloured = names(runs), []
+    called, coloured, few = names(runs), [], len(runs) <= len(COLOURS)
     held_out = any(run.hyperparameters.get("holdout") for run in runs)
     for index, (run, name) in enumerate(zip(runs, called, strict=True)):
         colour = COLOURS[index % len(COLOURS)]
         test = "validation" if run.hyperparameters.get("holdout") else "test"
-        marker = "o" if len(run.epochs) <= MANY else ""
-        style = {"color": colour, "marker": marker, "ms": 4, "alpha": 1 if len(runs) <= MANY else 0.5}
+        marker = "o" if len(run.epochs) <= MARKED else ""
+        style = {"color": colour, "marker": marker, "ms": 4, "alpha": 1 if few else 0.5}
         epochs = range(1, len(run.epochs) + 1)
         for panel, measure in zip(panels, ("loss", "accuracy"), strict=True):
             for part, line, fill, kind in (("train", "--", "white", "training"), ("test", "-", colour, test)):
@@ -168,9 +168,9 @@ def _draw_runs(panels: Sequence[Any], runs: Sequence[Run]) -> tuple[list[Any], l
         if run.test_accuracy_tta is not None:
             label = f"{name}: {test}, averaged over views"
             panels[1].plot(epochs[-1], run.test_accuracy_tta, "D", color=colour, mfc="none", label=label)
-        if len(runs) <= MANY:
+        if few:
             coloured.append(_key(f"{name}{_caution(run)}", color=colour, marker="s", linestyle="none"))
-    if len(runs) > MANY:
+    if not few:
         coloured.append(_key(f"{len(runs)} runs", color=GREY, marker="s", linestyle="none"))
     solid = "solid: test set" + (", or the images held out" if held_out else "")
     keys = [_key(solid, marker="o"), _key("dashed: training", linestyle="--", marker="o", mfc="white")]

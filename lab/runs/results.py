@@ -53,6 +53,7 @@ class Run:
     finished: bool
     synthetic: bool = at("data")  # whether the images were made up
     data_sha256: str = at("data", "sha256")
+    data_source: str = at("data", "source")  # the file or folder's name
     train_images: int = at("data")
     test_images: int = at("data")
     processor: str = at("hardware")

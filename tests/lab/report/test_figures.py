@@ -155,10 +155,15 @@ def test_a_name_with_dollars_is_no_formula(made, tmp_path):
     figures.write(figures.curves([run]), tmp_path / "curves.png")
 
 
-def test_many_runs_are_counted(made):
-    figure = figures.curves([made(seed=seed, hyperparameters={"epochs": 9}) for seed in range(11)])
-    assert legends(figure)[0][0] == "11 runs"
-    assert len(figure.axes[0].get_lines()) == 22
+@pytest.mark.parametrize("count", [6, 7])
+def test_each_run_has_a_colour_of_its_own_or_they_are_counted(made, count):
+    figure = figures.curves([made(seed=seed, hyperparameters={"epochs": 9}) for seed in range(count)])
+    drawn = figure.axes[0].get_lines()
+    assert len(drawn) == 2 * count
+    if count == 6:
+        assert len({line.get_color() for line in drawn}) == 6 and legends(figure)[0][5] == "davidnet, seed 5"
+    else:
+        assert legends(figure)[0][0] == "7 runs"
 
 
 def test_several_sets_stand_one_under_the_other_in_small_svg(made):

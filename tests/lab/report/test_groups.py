@@ -87,6 +87,8 @@ def test_subsets_are_drawn_by_the_seed_and_so_are_of_one_training(put, made_resu
         full(limit_test=512) | {"seed": 1, "data": data | {"test_images": 512, "sha256": "cd" * 32}},
     )
     assert len(found) == 1
+    photos = data | {"test_images": 512, "sha256": "ef" * 32, "source": "photos.npz"}
+    assert len(put(full(limit_test=512), full(limit_test=512) | {"data": photos})) == 2
 
 
 def test_an_older_results_flip_is_the_same(put):
