@@ -110,13 +110,14 @@ class Program(Lowered):
 def predict(lowered: Lowered, name: str, counts: dict[str, Any]) -> Program:
     """The roofline of one core: the longer of computing and of moving the bytes, each at the published peak.
 
-    An epoch of training has as many steps as whole batches; evaluation sees every image of the test set.
+    An epoch of training, all of it at the step's side, has as many steps as whole batches; evaluation sees every image
+    of the test set.
     """
     chip, size = CHIPS[name], lowered.batch_size
     computing = counts["flops"] / (chip.flops / chip.cores)
     moving = counts["bytes_accessed"] / (chip.bandwidth / chip.cores)
     seconds, estimated = max(computing, moving), counts["estimated_cycles"] / chip.clock
-    steps = TRAIN_IMAGES // size if lowered.step == "train" else -(-TEST_IMAGES // size)
+    steps = -(-TEST_IMAGES // size) if lowered.step == "evaluation" else TRAIN_IMAGES // size
     used = counts["argument_bytes"] + counts["temporary_bytes"]
     return Program(
         **asdict(lowered),

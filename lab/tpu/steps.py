@@ -27,7 +27,8 @@ def lower(
 ) -> Iterator[tuple[str, int, str]]:
     """Lowers some of a recipe's steps, "train" and "evaluation"; yields each one's name, images and text.
 
-    Equal programs have equal texts. Only the images' shapes enter them, so the images are noise.
+    Where small images are trained on first, each side has a training step: "train, 24 pixels". Equal programs have
+    equal texts. Only the images' shapes enter them, so the images are noise.
 
     Args:
         batch_size: of the training step; None takes the recipe's own.
@@ -36,14 +37,16 @@ def lower(
     """
     tf.keras.backend.clear_session()  # counts the layers' names from 1 again: equal programs, equal texts
     training = as_on_a_tpu(recipe, precision, batch_size)
-    examples = {
-        "train": (training.train_step, lambda: next(training.batches.open(1))),
-        "evaluation": (training.test_step, lambda: next(iter(training.test_batches))),
-    }
+    stages = [stage for stage, _ in training.stages(training.config.epochs)]
     for name in steps:
-        step, example = examples[name]
-        batch = example()
-        yield name, int(batch[0].shape[0]), _stablehlo(training.strategy, step, batch)
+        if name == "evaluation":
+            batch = next(iter(training.test_batches))
+            yield name, int(batch[0].shape[0]), _stablehlo(training.strategy, training.test_step, batch)
+            continue
+        for stage in stages:
+            batch = next(training.batches.open(stage.start + 1))
+            of_side = f"{name}, {stage.side} pixels" if len(stages) > 1 else name
+            yield of_side, int(batch[0].shape[0]), _stablehlo(training.strategy, training.train_step, batch)
 
 
 def as_on_a_tpu(recipe: str, precision: str, batch_size: int | None = None) -> assemble.LabTraining:

@@ -25,6 +25,13 @@ def test_equal_steps_of_two_recipes_are_equal_texts():
     assert lowered("post4-conv3", "evaluation") != first
 
 
+def test_each_side_of_small_images_has_a_step():
+    found = list(steps.lower("speedrun-lowres", ["train"], "bfloat16", 8))
+    assert [name for name, *_ in found] == ["train, 24 pixels", "train, 28 pixels", "train, 32 pixels"]
+    for (_, _, text), side in zip(found, (24, 28, 32), strict=True):
+        assert f"tensor<8x{side}x{side}x3x" in text or f"x{side}x{side}x" in text
+
+
 def test_a_training_step_chooses_its_pixels_by_products_and_takes_only_the_plan():
     size, text = lowered("davidnet", "train", batch_size=16)
     assert size == 16
