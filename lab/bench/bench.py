@@ -219,17 +219,17 @@ def scaling_sizes(batch_size: int, cores: int, *, quick: bool) -> list[tuple[str
     return sizes + [(*small, batch_size, threads) for threads in SCALED_THREADS if threads < cores]
 
 
-def scale(task: rivals.Task, rounds: int, load: float, *, quick: bool) -> list[dict[str, Any]]:
-    """The scaling table, of our step: one process after another, `rounds` single steps each.
+def scale(task: rivals.Task, rounds: int, load: float, *, quick: bool) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The scaling table, of our step: one process after another, `rounds` single steps each; and why a row is missing.
 
     Args:
-        task: what is trained; the images are made beside its own.
+        task: what is trained, its batch size where another number varies; the images are made beside its own.
         rounds: steps that count.
         load: load average before the start.
         quick: tiny sizes.
     """
-    sizes = scaling_sizes(rivals.NETWORKS[task.network].batch_size, record.hardware()["cores"], quick=quick)
-    result = []
+    sizes = scaling_sizes(task.batch_size, record.hardware()["cores"], quick=quick)
+    result, left_out = [], {}
     for way, images, batch_size, threads in sizes:
         size = f"{images} images, batch {batch_size}, threads {threads}"
         say(f"starting {way}: {size}")
@@ -241,7 +241,8 @@ def scale(task: rivals.Task, rounds: int, load: float, *, quick: bool) -> list[d
                 prepared = prepare(worker, way)
                 samples = [worker.ask(way, 1) for _ in range(rounds)]
             except WorkerFailedError as failure:
-                raise UserError(f"{way}, {size}: {failure}") from None
+                left_out[f"{way}, {size}"] = str(failure)
+                continue
         seconds = [sample["seconds"] for sample in samples]
         kept = ("import_seconds", "build_seconds", "first_step_seconds", "start_to_first_step_seconds")
         row = {
@@ -258,7 +259,7 @@ def scale(task: rivals.Task, rounds: int, load: float, *, quick: bool) -> list[d
             "seconds": seconds,
         }
         result.append(row)
-    return result
+    return result, left_out
 
 
 # ---- reporting ---------------------------------------------------------------------------------------------
@@ -332,6 +333,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             raise UserError(f"--{name.replace('_', '-')} {value} is below 1; give at least 1")
     if options.batch_size is not None and options.batch_size > IMAGES:
         raise UserError(f"--batch-size {options.batch_size} is above the {IMAGES} images; lower it")
+    for name in ("sections", "only", "steps"):
+        if options.scaling and getattr(options, name) != parser.get_default(name):
+            raise UserError(f"--{name} says nothing to --scaling, which has its own rows of single steps; leave it out")
     return options
 
 
@@ -395,19 +399,20 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
         path = Path(folder) / "images.npz"
         task = rivals.Task(options.network, sizes["batch_size"], sizes["width"], path, precision)
         if options.scaling:
-            result["scaling"] = scale(task, sizes["rounds"], load[0], quick=options.quick)
+            result["scaling"], left_out = scale(task, sizes["rounds"], load[0], quick=options.quick)
+            result["failed"] = list(left_out)
             say(tables.scaling(result["scaling"]))
         else:
             rivals.make_images(task.data, max(sizes["images"], task.batch_size), sizes["test_images"])
             least = 0.0 if options.quick else TURN_SECONDS
             measured, left_out = measure(names, task, sizes["rounds"], options.steps, least)
             table = rivals.candidates(options.network)
-            result["left_out"] = left_out
             result["failed"] = [name for name in left_out if not rivals.missing(table[name])]
             result["rows"] = rows(measured, task, options.steps, load[0])
             say(tables.rows(result["rows"]))
-            for name, reason in left_out.items():
-                say(f"{name:<18} left out: {reason}")
+        result["left_out"] = left_out
+        for name, reason in left_out.items():
+            say(f"{name:<18} left out: {reason}")
     return result | _conclude(result, load)
 
 

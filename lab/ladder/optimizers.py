@@ -203,7 +203,8 @@ class Muon(Nesterov):
         weights = tf.convert_to_tensor(variable)
         factor = filters**0.5 / tf.norm(weights)
         if self.rescales is not None:
-            factor = tf.where(tf.gather(tf.constant(self.rescales), self.iterations), factor, 1.0)
+            step = tf.minimum(tf.cast(self.iterations, tf.int32), len(self.rescales) - 1)  # who times steps takes more
+            factor = tf.where(tf.gather(tf.constant(self.rescales), step), factor, 1.0)
         after = weights * factor - rate * update
         self.assign(variable, after * (1.0 - rate * self.filter_decay) if self.filter_decay else after)
 

@@ -45,6 +45,7 @@ class Proxy:
         update.rates = tuple(partial(_at_its_batch, rate) for rate in update.rates)
         self.optimizer = train_eager.LossScale(update, initial_scale=loss_scale) if loss_scale else update
         self.optimizer.build(self.weights)
+        self.every = LEARNS_EVERY
         self.seen = tf.Variable(0, trainable=False, dtype=tf.int64)  # batches
 
     @property

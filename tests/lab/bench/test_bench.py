@@ -260,7 +260,8 @@ def test_the_scaling_rows_by_hand(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(bench, "Worker", Fake)
     monkeypatch.setattr(bench.record, "hardware", lambda: {"cores": 2})
-    rows = bench.scale(rivals.Task("davidnet", 16, 8, tmp_path / "images.npz"), 3, 0.1, quick=True)
+    rows, left_out = bench.scale(rivals.Task("davidnet", 16, 8, tmp_path / "images.npz"), 3, 0.1, quick=True)
+    assert left_out == {}
     assert [row["way"] for row in rows] == [way for way, *_ in asked] == ["ours-device", "ours-xla", "ours-graph"]
     assert [tuple(rest) for _, *rest in asked] == [("ours", 32, 8, True, 2)] * 3
     for row in rows:
@@ -273,6 +274,31 @@ def test_the_scaling_rows_by_hand(tmp_path, monkeypatch):
     assert tables.scaling(rows).splitlines()[-1].split()[:7] == ["ours-graph", "256", "32", "2", "3.00", "10.7", "7.0"]
 
 
+def test_a_row_that_does_not_fit_does_not_take_the_others_along(tmp_path, monkeypatch):
+    class Small:
+        started = 0.0
+
+        def __init__(self, process, task, threads):
+            self.batch_size = task.batch_size
+            asked.append(task.batch_size)
+
+        def ask(self, name, count=0):
+            if self.batch_size > 64:
+                raise bench.WorkerFailedError("killed by signal 9")
+            return dict.fromkeys(("units", "import_seconds", "peak_gib", "resident_gib", "seconds"), 1.0)
+
+        def close(self):
+            pass
+
+    asked = []
+    monkeypatch.setattr(bench, "Worker", Small)
+    monkeypatch.setattr(bench.rivals, "make_images", lambda *sizes: None)
+    rows, left_out = bench.scale(rivals.Task("davidnet", 64, 8, tmp_path / "images.npz"), 2, 0.1, quick=False)
+    assert asked.count(64) == len(rows) >= 5  # the task's own size, where another number varies
+    assert left_out and set(left_out.values()) == {"killed by signal 9"}
+    assert len(rows) + len(left_out) == len(asked)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -281,6 +307,7 @@ def test_the_scaling_rows_by_hand(tmp_path, monkeypatch):
         (["--fast"], "--fast"),
         (["--only", "ours"], "'ours' is not known"),
         (["--out", "/no/such/folder/bench.json"], "cannot write --out"),
+        (["--scaling", "--only", "ours-device"], "--only says nothing to --scaling"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments, words, capsys):

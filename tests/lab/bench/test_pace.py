@@ -1,6 +1,7 @@
 """Seconds of recipes beside each other: by hand-worked numbers, and the command at tiny sizes."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,6 +65,15 @@ def test_every_side_of_a_recipe_has_its_turns_and_nothing_is_compiled_in_them():
     assert [(stage["side"], stage["steps"], len(stage["seconds"])) for stage in row["stages"]] == [
         (24, 60, 2), (28, 60, 2), (32, 58, 2),
     ]  # fmt: skip
+
+
+def test_a_proxys_step_is_the_mean_of_those_in_one_of_which_it_learns(monkeypatch):
+    taken, ticks = [], iter([10.0, 18.0])
+    proxy, batches = SimpleNamespace(every=4), SimpleNamespace(open=lambda epoch: epoch)
+    training = SimpleNamespace(batches=batches, train_steps=lambda *step: taken.append(step), fetch=lambda: None)
+    training.proxy = proxy
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: next(ticks))
+    assert pace.step_seconds(training, 3) == 2.0 and [epoch for epoch, _ in taken] == [3] * 4
 
 
 def test_the_command_writes_what_it_measured_and_no_path_of_the_user(tmp_path, capsys, monkeypatch):

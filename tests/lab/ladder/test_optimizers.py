@@ -228,6 +228,8 @@ def test_muon_as_hiverge_has_it(jit):
             weights *= np.sqrt(6) / np.linalg.norm(weights)
         weights = (weights - rate * update) * (1 - rate * 0.5)
     np.testing.assert_allclose(filters.numpy(), weights, rtol=1e-3, atol=1e-4)
+    apply(tf.constant(gradients[0], tf.float32))  # python -m lab pace may take more steps than a run has
+    assert np.isfinite(filters.numpy()).all()
 
 
 # ---- which weight learns how -------------------------------------------------------------------------------
