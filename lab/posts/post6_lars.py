@@ -3,7 +3,8 @@
 Decay brings the filters' norms to where each turns by the same angle a step (post6 norms). LARS multiplies each
 filter's rate by |w| / |g|, so that it turns by an angle of the rate's alone. So at a filters' rate that turns them as
 far, LARS should train as SGD does: sqrt(2 rate decay (1 - momentum)) for the mean loss. DavidNet is trained with both,
-the rest of its weights as usual, from several seeds.
+the rest of its weights as usual, from several seeds. After a warm-up the rate is constant: SGD's angle goes with its
+root and LARS' with the rate itself, so that on a schedule that falls they are matched at its peak alone.
 
 Source: D. C. Page, "How to train your ResNet", post 6, which gives no run; the recipe `lars`.
 
@@ -33,11 +34,11 @@ SMALL: Mapping[str, Any] = {
     "batch_size": 64,
     "width": 8,
     "epochs": 10,
-    "learning_rate": 0.2,
+    "rate": 0.2,  # after a fifth of the run
     "weight_decay": 2e-3,
     "seeds": 3,
 }
-ORIGINAL: Mapping[str, Any] = {"holdout": 5_000, "seeds": 5}  # and DavidNet's own
+ORIGINAL: Mapping[str, Any] = {"holdout": 5_000, "seeds": 5, "rate": 0.4}  # and DavidNet's own
 OPTIMIZERS = {"nesterov": "SGD", "lars": "LARS"}
 KINDS = {"train_loss": "training loss", "test_accuracy": "accuracy on images held out", "angle": "radians a step"}
 NOISE = 2.8  # standard errors: Student's 97.5 % for two means of three
@@ -50,9 +51,10 @@ def measure(sizes: tools.Sizes, images: ImageSet, seed: int) -> dict[str, Any]:
         curves: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
         training = None
         for number in range(seed, seed + sizes["seeds"]):
-            changes: dict[str, Any] = {}
+            usual = tools.options(sizes, number)
+            changes: dict[str, Any] = {"knots": f"0,0 {usual.epochs / 5:g},{sizes['rate']:g}"}
             if optimizer == "lars":
-                changes = {"optimizer": "lars", "filter_rate": matched_rate(tools.options(sizes, number))}
+                changes |= {"optimizer": "lars", "filter_rate": matched_rate(sizes["rate"], usual)}
             if training is None:
                 training = tools.make(sizes, images, number, **changes)
             else:  # what is compiled serves all seeds
@@ -71,12 +73,12 @@ def measure(sizes: tools.Sizes, images: ImageSet, seed: int) -> dict[str, Any]:
     return {"runs": runs}
 
 
-def matched_rate(options: Options) -> float:
-    """LARS' peak rate for the filters, for the mean loss as --filter-rate is: as far a step as SGD's in balance.
+def matched_rate(rate: float, options: Options) -> float:
+    """LARS' rate for the filters, for the mean loss as --filter-rate is: as far a step as SGD's in balance at `rate`.
 
     512 sqrt(2 0.4 5e-4 (1 - 0.9)) for DavidNet: the recipe's 3.24.
     """
-    squared = 2 * options.learning_rate * options.weight_decay * (1 - options.momentum)
+    squared = 2 * rate * options.weight_decay * (1 - options.momentum)
     return float(options.batch_size * squared**0.5)
 
 

@@ -62,7 +62,7 @@ def test_sums_of_orthogonal_and_of_equal_gradients():
 
 def test_lars_rate_is_the_recipes():
     values = recipes.values("lars")
-    rate = post6_lars.matched_rate(SimpleNamespace(**values))
+    rate = post6_lars.matched_rate(0.4, SimpleNamespace(**values))
     assert rate == pytest.approx(3.238, abs=5e-4)  # 512 sqrt(4e-5)
     assert values["filter_rate"] == pytest.approx(rate, abs=0.005)
 
@@ -72,3 +72,24 @@ def test_difference_of_means_and_its_error():
     gaps, errors = post6_lars.difference(one, other)
     np.testing.assert_allclose(gaps, [2, 1])  # by epoch: 4 - 2, 6 - 5
     np.testing.assert_allclose(errors, [1, 1])  # variances 2 and 0, 0 and 2, of two runs each
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_at_the_matched_rate_lars_turns_a_vector_as_far_as_sgd_does_in_balance(momentum):
+    """A toy: random gradients orthogonal to one vector, shorter the longer it is, as of filters before a batch norm."""
+    rate, decay, generator = 0.1, 5e-3, np.random.default_rng(0)
+    options = SimpleNamespace(weight_decay=decay, momentum=momentum, batch_size=1)
+    matched = post6_lars.matched_rate(rate, options)
+
+    def angle(lars):
+        w, sums, turned = generator.standard_normal(400), np.zeros(400), []
+        for _ in range(6000):
+            g = generator.standard_normal(400)
+            g = (g - (g @ w) / (w @ w) * w) / np.linalg.norm(w)
+            g = matched * np.linalg.norm(w) / np.linalg.norm(g) * g if lars else rate * (g + decay * w)
+            sums = momentum * sums + g
+            before, w = w, w - g - momentum * sums
+            turned.append(np.arccos(before @ w / np.linalg.norm(before) / np.linalg.norm(w)))
+        return np.sqrt(np.mean(np.square(turned[4000:])))
+
+    assert angle(lars=True) / angle(lars=False) == pytest.approx(1, abs=0.05)
