@@ -1,5 +1,6 @@
 """Small data that the tests make, and a short training on it."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ import train_eager
 from lab import command, start
 from lab.base import files
 from lab.machine import fastest, memory
+
+gc.freeze()  # each training collects what is given up, and need not look through all of TensorFlow for it
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,43 +19,53 @@ TRAIN = """
 import json, sys
 import numpy as np, tensorflow as tf
 from lab import assemble
-training = assemble.make(assemble.configure(json.loads(sys.argv[1])))
-losses = []
-for epoch in range(1, 5):
-    batches = training.batches.open(epoch)
-    for step in range(training.steps_per_epoch):
-        training.train_steps(batches, tf.constant(1))
-        losses.append(training.fetch()[0])
-variables = enumerate(training.network.variables)
-arrays = {f"{n} {v.name}": np.array(tf.convert_to_tensor(v)) for n, v in variables if "seed" not in v.path}
-np.savez(sys.argv[2], losses=losses, evaluation=training.evaluate(), **arrays)
-print(training.replicas)
+for line in sys.stdin:
+    options, path = json.loads(line)
+    training = assemble.make(assemble.configure(options))
+    losses = []
+    for epoch in range(1, 5):
+        batches = training.batches.open(epoch)
+        for step in range(training.steps_per_epoch):
+            training.train_steps(batches, tf.constant(1))
+            losses.append(training.fetch()[0])
+    variables = enumerate(training.network.variables)
+    arrays = {f"{n} {v.name}": np.array(tf.convert_to_tensor(v)) for n, v in variables if "seed" not in v.path}
+    np.savez(path, losses=losses, evaluation=training.evaluate(), **arrays)
+    print("trained by", training.replicas, flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def trained(small_data, tmp_path_factory):
     """Losses, weights and statistics after 20 steps, by (replicas, other hyperparameters); each made once."""
-    made = {}
+    folder, made, processes = tmp_path_factory.mktemp("replicas"), {}, {}
 
     def get(replicas, **changes):
         key = (replicas, *sorted(changes.items()))
         if key not in made:
-            folder = tmp_path_factory.mktemp("replicas")
             options = {
                 "data": small_data, "out": str(folder / "run"), "device": "cpu", "width": 4, "batch_size": 16,
                 "epochs": 4, "learning_rate": 0.02, "weight_decay": 0.01, "ghost_groups": 4,
                 "jit": False, "precision": "float32",
                 "logical_devices": replicas if replicas > 1 else 0, **changes,
             }  # fmt: skip
-            command = [sys.executable, "-c", TRAIN, json.dumps(options), str(folder / "end.npz")]
-            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            assert result.returncode == 0, result.stderr[-2000:]
-            assert result.stdout.split()[-1] == str(replicas)
-            made[key] = dict(np.load(folder / "end.npz"))
+            if replicas not in processes:
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+                with open(folder / f"errors-{replicas}", "w") as errors:
+                    command = [sys.executable, "-c", TRAIN]
+                    processes[replicas] = subprocess.Popen(command, cwd=ROOT, stderr=errors, **pipes)
+            process, path = processes[replicas], folder / f"end-{len(made)}.npz"
+            process.stdin.write(json.dumps([options, str(path)]) + "\n")
+            process.stdin.flush()
+            while (said := process.stdout.readline()) and not said.startswith("trained by"):
+                pass  # what else it says
+            assert said == f"trained by {replicas}\n", (folder / f"errors-{replicas}").read_text()[-2000:]
+            made[key] = dict(np.load(path))
         return made[key]
 
-    return get
+    yield get
+    for process in processes.values():
+        process.communicate()  # the end of its input
 
 
 @pytest.mark.long
