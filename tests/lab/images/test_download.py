@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import data
 from lab.base.errors import UserError
 from lab.images import download, formats
 
@@ -216,15 +217,18 @@ def test_a_bad_source_is_named_and_the_next_one_used(
 def test_a_server_too_slow_to_finish_is_given_up_early(server: Server, tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(UserError, match=r"too slow: .* kB/s would take .* minutes, the limit is 1.0"):
-        fetch(server, tmp_path / "file", "slow")
+        fetch(server, tmp_path / "file", "slow", "missing")
     assert 0.3 <= time.monotonic() - began < 3
     # What it did send is right, and the next run goes on from there.
     assert CONTENT.startswith((tmp_path / "file.part").read_bytes())
 
 
-def test_a_slow_server_that_will_finish_in_time_is_kept(server: Server, tmp_path: Path) -> None:
-    fetch(server, tmp_path / "file", "steady", grace_seconds=0.1, limit_seconds=20)
-    assert (tmp_path / "file").read_bytes() == CONTENT
+@pytest.mark.parametrize(("names", "limit"), [(("steady", "missing"), 20), (("missing", "steady"), 0.2)])
+def test_a_slow_server_is_kept_if_it_will_finish_in_time_or_is_the_last(
+    server: Server, tmp_path: Path, names: tuple[str, str], limit: float
+) -> None:
+    fetch(server, tmp_path / "file", *names, grace_seconds=0.1, limit_seconds=limit)
+    assert (tmp_path / "file").read_bytes() == CONTENT and server.seen[-1] == ("steady", None)
 
 
 def test_when_all_fail_one_line_names_each_source_and_both_remedies(server: Server, tmp_path: Path) -> None:
@@ -294,7 +298,8 @@ def test_the_bar_is_drawn_on_a_terminal_only(server: Server, tmp_path: Path, mon
 
 
 def test_the_published_sources() -> None:
-    assert download.CIFAR10_URLS[0] == "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+    assert [url for url in download.CIFAR10_URLS if url in data.MIRRORS] == list(data.MIRRORS)  # in the core's order
+    assert "cs.toronto.edu" in download.CIFAR10_URLS[-1]  # the slowest
     assert download.CIFAR10_BYTES == 170498071
     for url in download.CIFAR10_URLS:
         assert url.startswith("https://") and url.endswith("/cifar-10-python.tar.gz")
