@@ -45,7 +45,7 @@ def train(**changes: Any) -> dict[str, Any]:
         console.say(f"the series in {begun} goes on")
     elif options.resume and options.runs == 1:
         source = options.resume
-        if source == "auto" and not (source := resume.find_newest(options.recipe, options.seed, check_saved)):
+        if source == "auto" and not (source := resume.find_newest(options.recipe, options.seed)):
             console.say(f"no unfinished run of {options.recipe} with seed {options.seed} under runs: a new one starts")
         if source:
             source = os.path.expanduser(source)
@@ -65,7 +65,7 @@ def train(**changes: Any) -> dict[str, Any]:
         runs = Runs(interrupt)
         try:
             if options.runs > 1 or begun:
-                return {"runs": series.train(options, runs.train, resumed=bool(begun), check=check_saved)}
+                return {"runs": series.train(options, runs.train, resumed=bool(begun))}
             return runs.train(options, source)
         except KeyboardInterrupt:
             message = "interrupted; --resume goes on from the last checkpoint, if there was one"
@@ -77,7 +77,7 @@ def go_on(folder: str, changes: Mapping[str, Any]) -> tuple[Options, dict[str, A
 
     Raises UserError as resumed_options does, or if it is to end before what it has done.
     """
-    saved, result = resume.find(folder, check_saved)
+    saved, result = resume.find(folder)
     if result is not None:
         known = dict.fromkeys(PLACES, "") | result["hyperparameters"]
         options = resumed_options(folder, known, changes)
@@ -91,19 +91,11 @@ def go_on(folder: str, changes: Mapping[str, Any]) -> tuple[Options, dict[str, A
             raise UserError(f"--resume {folder} has no checkpoint to go on from; start a new run")
     assert saved is not None  # see resume.find
     options = resumed_options(folder, saved.about["hyperparameters"], changes)
-    epochs, step = saved.about["epoch"] - 1, saved.about["step_of_epoch"]
+    so_far = progress.read(saved.about)
+    epochs, step = so_far.epoch - 1, so_far.step_of_epoch
     resume.check_last(folder, epochs, step, options.stop_after or options.epochs)
     console.say(f"the run in {folder} goes on after epoch {epochs}" + (f" and {step} steps" if step else ""))
     return options, None
-
-
-def check_saved(path: str, about: Mapping[str, Any]) -> None:
-    """Raises UserError if a checkpoint's manifest cannot be one: see progress.check."""
-    progress.check(path, about)
-    known = about["hyperparameters"]
-    if set(known) == set(assemble.NAMES):  # else another version's, of which resumed_options tells
-        assemble.checked({**known, **dict.fromkeys(PLACES, "")})  # where it was made, they were right
-        recipes.values(known["recipe"])
 
 
 class Runs:
@@ -135,7 +127,7 @@ class Runs:
             folder, own = None, None
             if placement.worker == 0:  # of several workers, the first one writes
                 folder, own = claimed(options, source, name, held)
-            saved = resume.newest_of(source, own_checkpoints(options), check_saved) if source else None
+            saved = resume.newest_of(source, own_checkpoints(options)) if source else None
             images = before.images if before else load.of(options)
             if saved is not None:
                 resume.check_data(saved, images.sha256())

@@ -19,10 +19,9 @@ from lab.base import console
 from lab.base.errors import UserError
 from lab.base.files import encode, write_whole
 from lab.report import evidence, tables
-from lab.runs import checkpoint, claim, record, resume
+from lab.runs import checkpoint, claim, progress, record, resume
 from lab.runs.claim import Claim
 from lab.runs.results import SERIES, Fields
-from lab.runs.resume import Check
 
 KEPT = ("stop_after", "checkpoint_dir")  # what a run's --resume asks for again, a series keeps
 
@@ -67,7 +66,6 @@ def train(
     run: Callable[[Options, str, str], dict[str, Any]],
     *,
     resumed: bool,
-    check: Check,
 ) -> list[dict[str, Any]]:
     """Trains the seeds that are not finished and returns all results, by seed.
 
@@ -76,7 +74,6 @@ def train(
         run: trains one seed from its own hyperparameters, the folder of its checkpoints, "" if it has none, and its
             name in run.json, and returns its result.
         resumed: the folder is that of a series that has begun.
-        check: of a checkpoint's content, see checkpoint.newest.
 
     Raises:
         UserError: as a run does; what is finished stays, and the series can be resumed.
@@ -92,7 +89,7 @@ def train(
             out = own.take_new(Path("runs"), f"{options.recipe}-{options.seed}x{options.runs}-{stamp}")
         folder = Path(out)
         # What all seeds have left is seen first: what is refused changes nothing.
-        begun = [_begun(_own(options, folder, options.seed + number), check) for number in range(options.runs)]
+        begun = [_begun(_own(options, folder, options.seed + number)) for number in range(options.runs)]
         if options.precision == "auto":  # what is the fastest may be another here and now
             options = replace(options, precision=next((one.precision for one in begun if one.precision), "auto"))
         if not resumed or hyperparameters(folder) != asdict(options):
@@ -127,7 +124,7 @@ class Begun(NamedTuple):
     precision: str = ""
 
 
-def _begun(own: Options, check: Check) -> Begun:
+def _begun(own: Options) -> Begun:
     """What a seed has left. An unfinished row without a checkpoint is nothing.
 
     Raises UserError if its checkpoints are damaged, or it has gone on beyond the series' last epoch.
@@ -140,14 +137,15 @@ def _begun(own: Options, check: Check) -> Begun:
         if done == last:
             return Begun(result, precision=_precision(result))
     folder = own.checkpoint_dir or own.out
-    saved, damaged = checkpoint.newest(folder, check)
+    saved, damaged = checkpoint.newest(folder)
     for line in damaged:
         console.say(f"note: {line}")
     if saved is None and (damaged or result is not None):
         raise UserError(f"{own.out} has no complete checkpoint; move it away, and its seed starts again")
     if saved is None:
         return Begun()
-    resume.check_last(folder, saved.about["epoch"] - 1, saved.about["step_of_epoch"], last, stays=True)
+    so_far = progress.read(saved.about)
+    resume.check_last(folder, so_far.epoch - 1, so_far.step_of_epoch, last, stays=True)
     return Begun(source=folder, precision=_precision(saved.about))
 
 

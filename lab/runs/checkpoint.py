@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,7 @@ class Checkpoints:
     def _is_whole(self, prefix: str) -> bool:
         if prefix not in self.whole:
             try:
-                _read(prefix, _anything)
+                _read(prefix)
             except DAMAGED:
                 return False
             self.whole.add(prefix)
@@ -127,17 +127,8 @@ class Checkpoints:
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, UserError, *BROKEN_NPZ, *FILE_ERRORS)
 
 
-def _anything(prefix: str, about: Mapping[str, Any]) -> None:
-    """Any content will do."""
-
-
-def newest(folder: str, check: Callable[[str, Mapping[str, Any]], None] = _anything) -> tuple[Saved | None, list[str]]:
-    """The newest complete checkpoint of a run, and a line for each newer one that is damaged.
-
-    Args:
-        folder: the run's.
-        check: called with the manifest's path and what it says of the run, `step` included; raises UserError if that
-            cannot be so, and the checkpoint counts as damaged.
+def newest(folder: str) -> tuple[Saved | None, list[str]]:
+    """The newest complete checkpoint of the run in a folder, and a line for each newer one that is damaged.
 
     Raises UserError if the folder may not be read, or a storage service does not answer.
     """
@@ -145,24 +136,20 @@ def newest(folder: str, check: Callable[[str, Mapping[str, Any]], None] = _anyth
     place = f"{folder}/{FOLDER}"
     for prefix in _prefixes(place, with_timeout(place, _files)):
         try:
-            return _read(prefix, check), damaged
+            return _read(prefix), damaged
         except DAMAGED as error:
             damaged.append(f"the checkpoint {prefix} is damaged ({brief(error)}) and left out")
     return None, damaged
 
 
-def _read(prefix: str, check: Callable[[str, Mapping[str, Any]], None]) -> Saved:
-    """A checkpoint, if it is whole; else one of DAMAGED."""
+def _read(prefix: str) -> Saved:
+    """A checkpoint, if it is what was written, by its sums; else raises one of DAMAGED."""
     manifest = decode(read(f"{prefix}.json", LARGEST).decode())
     if type(manifest["step"]) is not int or not prefix.endswith(f"/{NAME}-{manifest['step']}"):
         raise ValueError("its manifest is another's")
-    content = read(f"{prefix}.npz")
-    if hashlib.sha256(content).hexdigest() != manifest["sha256_npz"]:
+    if hashlib.sha256(read(f"{prefix}.npz")).hexdigest() != manifest["sha256_npz"]:
         raise ValueError("its .npz is not what was written")
-    _arrays(content)
-    about = manifest["about"] | {"step": manifest["step"]}
-    check(f"{prefix}.json", about)
-    return Saved(prefix, about)
+    return Saved(prefix, manifest["about"] | {"step": manifest["step"]})
 
 
 def _arrays(content: bytes) -> list[NDArray[Any]]:

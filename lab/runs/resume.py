@@ -1,7 +1,6 @@
 """Finds the run to resume, and what is left to do of it."""
 
 import contextlib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,15 @@ from lab.base.storage import is_remote
 from lab.runs import checkpoint, claim, record, results
 from lab.runs.checkpoint import Saved
 
-Check = Callable[[str, Mapping[str, Any]], None]  # see checkpoint.newest
 
-
-def find(folder: str, check: Check) -> tuple[Saved | None, dict[str, Any] | None]:
+def find(folder: str) -> tuple[Saved | None, dict[str, Any] | None]:
     """The newest complete checkpoint of the run in a folder, and its result if it has ended. Notes what is damaged.
 
     Raises:
         UserError: if it has neither.
     """
     result = ended(folder)
-    saved, damaged = checkpoint.newest(folder, check)
+    saved, damaged = checkpoint.newest(folder)
     for line in damaged:
         console.say(f"note: {line}")
     if saved is None and result is None:
@@ -30,13 +27,13 @@ def find(folder: str, check: Check) -> tuple[Saved | None, dict[str, Any] | None
     return saved, result
 
 
-def find_newest(recipe: str, seed: int, check: Check) -> str:
+def find_newest(recipe: str, seed: int) -> str:
     """The newest run under runs/ of this recipe and seed that is not finished, has a checkpoint and that no process
     is writing to; "" if there is none. Notes what is damaged."""
     for folder in by_age(Path("runs").glob(f"{recipe}-{seed}-*")):
         if finished(folder) or claim.is_written(folder):
             continue
-        saved, damaged = checkpoint.newest(str(folder), check)
+        saved, damaged = checkpoint.newest(str(folder))
         if saved is not None:
             return str(folder)
         for line in damaged:
@@ -84,13 +81,13 @@ def check_last(folder: str, epochs: int, step: int, last: int, *, stays: bool = 
         )
 
 
-def newest_of(source: str, other: str, check: Check) -> Saved:
+def newest_of(source: str, other: str) -> Saved:
     """The newest complete checkpoint in the folder of a run, or in the other one unless that is "".
 
     Raises UserError if they have gone since the run was found.
     """
     folders = [folder for folder in (source, other) if folder]
-    found = [saved for saved, _ in (checkpoint.newest(folder, check) for folder in folders) if saved is not None]
+    found = [saved for saved, _ in map(checkpoint.newest, folders) if saved is not None]
     if not found:
         raise UserError(f"--resume {source} has no complete checkpoint any more; start a new run")
     return max(found, key=lambda saved: int(saved.about["step"]))
