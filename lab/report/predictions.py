@@ -1,7 +1,6 @@
 """What lab/predict.py leaves beside a result: which classes a network confuses, and test images it got wrong."""
 
 import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +8,14 @@ from typing import Any
 
 from lab.base.errors import UserError
 from lab.base.files import decode, encode, sum_of, write_whole
-from lab.images.formats import MOST_CLASSES
-from lab.runs.results import Fields, clean, load
+from lab.runs.results import clean, load
 
 NAME = "predictions.json"
 # What is said of --tta.
 VIEWS = {"none": "one view", "flip": "two views", "six": "six views", "unsure": "six views of the unsure quarter"}
 RESULT = "result_sha256"  # the key for the sum of the result.json beside which they were made
-PNG = b"\x89PNG\r\n\x1a\n"  # its first bytes
 SHOWN_CLASSES = 30  # of a whole matrix; of more classes the most frequent confusions are listed
 LISTED = 20
-LARGEST_PNG = 100_000  # bytes; an image of 32 x 32 has at most 4,000
 
 
 @dataclass(frozen=True)
@@ -80,40 +76,11 @@ def read(folder: Path) -> Predictions | None:
     """
     if missing(folder):
         return None
-    path = folder / NAME
-    top = Fields(path, _content(path))
-    classes = top.items("classes")
-    if not 1 <= len(classes) <= MOST_CLASSES or not all(isinstance(name, str) for name in classes):
-        top.refuse("classes", classes, f"a list of 1 to {MOST_CLASSES} texts")
-    rows = top.items("confusion")
-    if len(rows) != len(classes) or not all(_is_row(row, len(classes)) for row in rows):
-        top.refuse("confusion", rows, f"{len(classes)} lists of {len(classes)} whole numbers from 0")
-    mistakes = [
-        _mistake(Fields(path, value, f"mistakes[{number}]"), len(classes))
-        for number, value in enumerate(top.items("mistakes"))
-    ]
-    return Predictions(tuple(map(clean, classes)), tuple(map(tuple, rows)), tuple(mistakes))
-
-
-def _is_row(row: Any, length: int) -> bool:
-    whole = isinstance(row, list) and all(type(count) is int and 0 <= count < 2**53 for count in row)
-    return whole and len(row) == length
-
-
-def _mistake(fields: Fields, classes: int) -> Mistake:
-    text = fields.values.get("png")
-    try:
-        png = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
-    except (ValueError, binascii.Error):  # a letter beyond ASCII, or one that is not of base64
-        png = b""
-    if not png.startswith(PNG) or len(png) > LARGEST_PNG:
-        fields.refuse("png", text, f"a PNG of at most {LARGEST_PNG:,} bytes in base64")
-    return Mistake(
-        index=fields.whole("index"),
-        label=fields.whole("label", 0, classes - 1),
-        predicted=fields.whole("predicted", 0, classes - 1),
-        probability=fields.number("probability", high=1),
-        png=png,
+    content = _content(folder / NAME)
+    return Predictions(
+        classes=tuple(map(clean, content["classes"])),
+        confusion=tuple(map(tuple, content["confusion"])),
+        mistakes=tuple(Mistake(**value | {"png": base64.b64decode(value["png"])}) for value in content["mistakes"]),
     )
 
 

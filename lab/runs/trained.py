@@ -10,10 +10,8 @@ known.
 
 import contextlib
 import json
-import math
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -35,8 +33,6 @@ from lab.options import GROUPS
 from lab.runs import record, results
 
 BATCH = 250  # images at once; a thousand of DavidNet's activations would take gigabytes
-WIDEST = 4096  # filters of the first convolution; a network many times as wide fits no memory
-HEADER = 4096  # bytes; more than NumPy writes before an array
 PIXELS = tf.TensorSpec([None, 32, 32, 3], tf.uint8, name="images")
 
 
@@ -136,88 +132,59 @@ def load(folder: str | Path, views: str = "") -> Trained:
         **_of_the_data(result["data"], path),
     )
     classifier = Classifier(description)
-    _set_weights(classifier.network, folder / "weights.npz")
-    results.check_weights(folder / "weights.npz", result.get("weights_sha256"))
+    _set_weights(classifier.network, folder / "weights.npz", result.get("weights_sha256"))
     return Trained(folder, result, options, classifier)
 
 
 def _options(recorded: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The run's hyperparameters; one that it does not know has this version's value, as in --resume.
 
-    Raises UserError for a value with which no network can be made.
+    Raises UserError for a choice that this version does not know.
     """
     known = {item.name: item for group in GROUPS for item in fields(group)}
-    defaults: dict[str, Any] = (
-        {name: item.default for name, item in known.items()} | recipes.values(recipes.ROOT) | {"seed": 0}
-    )
-    limits: dict[str, Any] = {name: item.metadata for name, item in known.items()}
-    limits["width"] = {"low": 1, "high": WIDEST}
+    defaults = {name: item.default for name, item in known.items()} | recipes.values(recipes.ROOT) | {"seed": 0}
     options = defaults | {name: value for name, value in recorded.items() if name in defaults}
-    for name in (*OF_A_NETWORK, "tta"):
-        value, default, limit = options[name], defaults[name], limits.get(name, {})
-        right = type(value) is type(default) or (type(default) is float and type(value) is int)
-        if right and type(default) in (int, float):
-            right = math.isfinite(value) and (limit.get("low") or 0) <= value <= (limit.get("high") or math.inf)
-        if not right or (limit.get("choices") and value not in limit["choices"]):
-            raise UserError(f"{path} is damaged: {name} is {value!r}; copy the run's folder again")
+    for name, item in known.items():
+        if (choices := item.metadata["choices"]) and options[name] not in choices:
+            raise UserError(
+                f"{path}: {name} {options[name]!r} is not known; another version wrote it, read it with that"
+            )
     return options
 
 
 def _of_the_data(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Classes, mean and deviation."""
-    missing = [name for name in ("classes", "mean", "std") if name not in data]
-    if missing:
+    names = ("classes", "mean", "std")
+    if missing := [name for name in names if name not in data]:
         raise UserError(f"{path} lacks the data's {', '.join(missing)}; an older version wrote it, train again")
-    classes, moments = data["classes"], {name: data[name] for name in ("mean", "std")}
-    names = isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)
-    numbers = all(
-        isinstance(values, list)
-        and len(values) == 3
-        and all(isinstance(value, float) and np.isfinite(value) for value in values)
-        for values in moments.values()
-    )
-    if not names or not numbers or min(moments["std"]) <= 0:
-        raise UserError(f"{path} is damaged: classes, mean or std of the data; copy the run's folder again")
-    return {"classes": tuple(classes)} | {name: tuple(values) for name, values in moments.items()}
+    return {name: tuple(data[name]) for name in names}
 
 
-def _set_weights(network: tf.keras.Model, path: Path) -> None:
-    """Gives the network the arrays of a weights.npz, which must be all of them and no others."""
-    variables = networks.evaluated_variables(network)
-    arrays = read_weights(path, {name: tuple(variable.shape) for name, variable in variables.items()})
-    for name, variable in variables.items():
-        variable.assign(arrays[name])
+def _set_weights(network: tf.keras.Model, path: Path, recorded: str | None) -> None:
+    """Gives the network the arrays of a weights.npz, by name, which must be all of them and no others.
 
-
-def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
-    """The float32 arrays of a weights.npz, by name, with these shapes.
-
-    Raises UserError if the file is missing or damaged, or holds fewer, more or others; nothing is unpickled.
+    Raises UserError if the file is missing, or not the one whose sum was `recorded`; or, of an older version, which
+    recorded none, if it is damaged or of another network. Nothing is unpickled.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
-        for name in sorted(shapes.keys() ^ sizes.keys()):
-            raise UserError(
-                f"{path}: {name} is {'missing' if name in shapes else 'not of this network'}; it is damaged, or of an "
-                "older version with other names: read it with that version, or train again"
-            )
-        for name, shape in shapes.items():  # before memory is taken
-            if sizes[name] > 4 * np.prod(shape) + HEADER:
-                raise ValueError(f"{name} has {sizes[name]} bytes, too many for {shape}")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in shapes}
-        for name, shape in shapes.items():
-            if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
-                held = f"{arrays[name].dtype} {arrays[name].shape}"
-                raise ValueError(f"{name} is {held} instead of float32 {shape}")
-            if not np.isfinite(arrays[name]).all():
-                raise ValueError(f"{name} holds numbers that are not finite")
-    except (*formats.BROKEN_NPZ, NotImplementedError, RuntimeError, MemoryError) as error:
+        results.check_weights(path, recorded)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except formats.BROKEN_NPZ as error:
         raise UserError(f"{path}: {str(error) or 'truncated'}; copy the run's folder again") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; give a finished run's folder") from None
-    return arrays
+    variables = networks.evaluated_variables(network)
+    for name in sorted(variables.keys() ^ arrays.keys()):
+        raise UserError(
+            f"{path}: {name} is {'missing' if name in variables else 'not of this network'}; it is of an older version "
+            "with other names: read it with that version, or train again"
+        )
+    for name, variable in variables.items():
+        if arrays[name].shape != variable.shape:
+            held = f"{arrays[name].shape} instead of {tuple(variable.shape)}"
+            raise UserError(f"{path}: {name} is {held}; copy the run's folder again")
+        variable.assign(arrays[name])
 
 
 def export(classifier: Classifier, folder: Path) -> None:

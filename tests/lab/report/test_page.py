@@ -178,30 +178,6 @@ def test_confusion_and_mistakes_are_those_of_the_run(page, leave, tmp_path):
     assert "dog, taken for " in captions and "99 %" in captions
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"classes": []}, "classes is"),
-        ({"classes": ["cat", 1]}, "classes is"),
-        ({"confusion": [[1, 2]]}, "confusion is"),
-        ({"confusion": [[1, 2], [3, -1]]}, "confusion is"),
-        ({"confusion": [[1, 2], [3, 1.5]]}, "confusion is"),
-        ({"mistakes": [{}]}, "mistakes[0].png is None"),
-        ({"mistakes": [PICTURE | {"png": "bm8gcG5n"}]}, "mistakes[0].png"),
-        ({"mistakes": [PICTURE | {"png": '"><script>' + PICTURE["png"]}]}, "mistakes[0].png"),
-        ({"mistakes": [PICTURE | {"label": 2}]}, "mistakes[0].label is 2"),
-        ({"mistakes": [PICTURE | {"probability": 2}]}, "mistakes[0].probability"),
-    ],
-)
-def test_damaged_predictions_end_in_one_line(leave, tmp_path, capsys, change, words):
-    path = leave(tmp_path / "run")
-    stored.write(path.parent, predictions() | change)
-    assert report.main(["--html", str(tmp_path / "page.html"), str(path)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert words in line and "predictions.json" in line
-    assert not (tmp_path / "page.html").exists()
-
-
 def changed_text(folder):
     path = folder / "predictions.json"
     path.write_text(path.read_text().replace("90", "95", 1))

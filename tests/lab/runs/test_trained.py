@@ -90,46 +90,16 @@ def test_the_logits_of_an_image_do_not_depend_on_the_others(run, images, monkeyp
         (lambda folder: (folder / "result.json").write_text("{}"), "is no result of a run"),
         (lambda folder: (folder / "result.json").write_bytes(b"\xff\xfe"), "damaged"),
         (lambda folder: change_result(folder, finished=False), "--resume"),
-        (lambda folder: change_result(folder, hyperparameters={"width": "4"}), "width is '4'"),
-        (lambda folder: change_result(folder, hyperparameters={"network": "resnet"}), "resnet"),
-        (lambda folder: change_result(folder, hyperparameters={"width": 10**6}), "width is 1000000"),
-        (lambda folder: change_result(folder, hyperparameters={"width": 0}), "width is 0"),
-        (lambda folder: change_result(folder, hyperparameters={"celu_alpha": -1.0}), "celu_alpha is -1.0"),
-        (lambda folder: change_result(folder, hyperparameters={"tta": "all"}), "tta is 'all'"),
-        (lambda folder: change_result(folder, hyperparameters={"width": 8}), "instead of float32"),
+        (lambda folder: change_result(folder, hyperparameters={"network": "resnet"}), "network 'resnet' is not known"),
+        (lambda folder: change_result(folder, hyperparameters={"tta": "all"}), "tta 'all' is not known"),
+        (lambda folder: change_result(folder, hyperparameters={"width": 8}), r"is \(.*\) instead of \("),
         (lambda folder: change_result(folder, hyperparameters={"whiten": False}), "not of this network"),
         (lambda folder: change_result(folder, data={"classes": ["a"]}), "head/kernel"),
-        (lambda folder: change_result(folder, data={"classes": "abcd"}), "classes, mean or std"),
-        (lambda folder: change_result(folder, data={"std": [1.0, 0.0, 1.0]}), "classes, mean or std"),
         (lambda folder: (folder / "weights.npz").unlink(), "cannot read"),
-        (lambda folder: os.truncate(folder / "weights.npz", 5_000), "weights.npz"),
-        (lambda folder: change_weights(folder, lambda a: a.pop("head/kernel")), "head/kernel is missing"),
-        (lambda folder: change_weights(folder, lambda a: a.update(more=np.zeros(2))), "more is not of this"),
-        (
-            lambda folder: change_weights(folder, lambda a: a.update({"head/weight": a.pop("head/kernel")})),
-            "older version with other names",
-        ),
-        (
-            lambda folder: change_weights(folder, lambda a: a.update({"head/kernel": a["head/kernel"].T})),
-            "head/kernel is float32",
-        ),
-        (
-            lambda folder: change_weights(folder, lambda a: a.update({"head/kernel": a["head/kernel"].astype("f8")})),
-            "head/kernel is float64",
-        ),
-        (
-            lambda folder: change_weights(folder, lambda a: a.update({"head/kernel": np.zeros(9**6, "f4")})),
-            "too many",
-        ),
-        (lambda folder: change_weights(folder, lambda a: a["head/kernel"].fill(np.nan)), "not finite"),
-        (lambda folder: change_weights(folder, lambda a: a["head/kernel"].flat.__setitem__(3, np.inf)), "not finite"),
+        (lambda folder: os.truncate(folder / "weights.npz", 5_000), "another run's"),
         (lambda folder: change_weights(folder, lambda a: a["head/kernel"].flat.__setitem__(3, 0.5)), "another run's"),
         (lambda folder: change_weights(folder, shuffled), "another run's"),
         (lambda folder: change_result(folder, weights_sha256="0" * 64), "another run's"),
-        (
-            lambda folder: change_weights(folder, lambda a: a.update({"head/kernel": np.array([print] * 9)})),
-            "allow_pickle",
-        ),
     ],
 )
 def test_a_damaged_folder_is_refused_in_one_line(run_folder, spoil, words):
@@ -144,14 +114,29 @@ def test_the_result_names_the_weights_that_were_written(finished):
     assert found == hashlib.sha256((finished / "weights.npz").read_bytes()).hexdigest()
 
 
-def test_weights_of_an_older_run_are_read_without_their_sum(run_folder):
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda arrays: None, ""),
+        (lambda arrays: arrays.pop("head/kernel"), "head/kernel is missing; it is of an older version"),
+        (lambda arrays: arrays.update(more=np.zeros(2)), "more is not of this"),
+        (lambda arrays: arrays.update({"head/kernel": arrays["head/kernel"].T}), r"head/kernel is \("),
+        (lambda arrays: arrays.update({"head/kernel": np.array([print] * 9)}), "allow_pickle"),
+    ],
+)
+def test_weights_of_an_older_run_are_read_without_their_sum(run_folder, change, words):
     path = run_folder / "result.json"
     result = record.read_result(path)
     del result["weights_sha256"]
     path.write_text(record.encode(result))
-    assert trained.load(path).folder == run_folder  # by the file's name as well
-    change_weights(run_folder, lambda arrays: arrays["head/kernel"].fill(np.nan))
-    with pytest.raises(UserError, match="not finite"):
+    change_weights(run_folder, change)
+    if not words:
+        assert trained.load(path).folder == run_folder  # by the file's name as well
+        return
+    with pytest.raises(UserError, match=words):
+        trained.load(run_folder)
+    os.truncate(run_folder / "weights.npz", 5_000)
+    with pytest.raises(UserError, match="copy the run's folder again"):
         trained.load(run_folder)
 
 
