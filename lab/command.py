@@ -91,7 +91,7 @@ def go_on(folder: str, changes: Mapping[str, Any]) -> tuple[Options, dict[str, A
             raise UserError(f"--resume {folder} has no checkpoint to go on from; start a new run")
     assert saved is not None  # see resume.find
     options = resumed_options(folder, saved.about["hyperparameters"], changes)
-    so_far = progress.read(saved.about)
+    so_far = progress.read(saved)
     epochs, step = so_far.epoch - 1, so_far.step_of_epoch
     resume.check_last(folder, epochs, step, options.stop_after or options.epochs)
     console.say(f"the run in {folder} goes on after epoch {epochs}" + (f" and {step} steps" if step else ""))

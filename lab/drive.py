@@ -176,7 +176,7 @@ class Drive:
 
     def _go_on(self, saved: Saved) -> None:
         """Takes up a checkpoint's progress and prints its rows."""
-        self.progress = progress = read(saved.about)
+        self.progress = progress = read(saved)
         parts = self.training.strategy.experimental_local_results(self.training.sums)
         if len(progress.parts) == len(parts):
             for part, values in zip(parts, progress.parts, strict=True):

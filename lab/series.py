@@ -144,7 +144,7 @@ def _begun(own: Options) -> Begun:
         raise UserError(f"{own.out} has no complete checkpoint; move it away, and its seed starts again")
     if saved is None:
         return Begun()
-    so_far = progress.read(saved.about)
+    so_far = progress.read(saved)
     resume.check_last(folder, so_far.epoch - 1, so_far.step_of_epoch, last, stays=True)
     return Begun(source=folder, precision=_precision(saved.about))
 

@@ -212,7 +212,7 @@ def scaling_sizes(batch_size: int, cores: int, *, quick: bool) -> list[tuple[str
     if quick:
         tiny = QUICK["images"], QUICK["batch_size"]
         return [(way, *tiny, cores) for way in rivals.WAYS]
-    sizes = [(rivals.OURS, images, batch_size, cores) for images in SCALED_IMAGES]
+    sizes = [(rivals.OURS, images, batch_size, cores) for images in SCALED_IMAGES if images >= batch_size]
     sizes += [(way, SCALED_IMAGES[-1], batch_size, cores) for way in rivals.WAYS if way != rivals.OURS]
     small = rivals.OURS, SCALED_IMAGES[1]
     sizes += [(*small, batch, cores) for batch in SCALED_BATCHES if batch != batch_size]
@@ -401,6 +401,8 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
         if options.scaling:
             result["scaling"], left_out = scale(task, sizes["rounds"], load[0], quick=options.quick)
             result["failed"] = list(left_out)
+            if not result["scaling"]:
+                raise UserError("no row could be measured; " + ": ".join(next(iter(left_out.items()))))
             say(tables.scaling(result["scaling"]))
         else:
             rivals.make_images(task.data, max(sizes["images"], task.batch_size), sizes["test_images"])

@@ -128,6 +128,8 @@ def scaling_in_markdown(record: dict[str, Any]) -> str:
     heads = ("way", "images", "batch", "threads", "s a step", "images/s", "peak memory, GiB", *seconds)
     steps = f"median (lowest–highest) of {record['rounds']} steps"
     said = f"{conditions(record)}; {steps}. {_doubts(record, record['scaling'])}"
+    if record.get("left_out"):
+        said += f" Left out: {'; '.join(record['left_out'])}."
     return f"{Table(heads, lines).as_markdown()}\n\n{said}"
 
 

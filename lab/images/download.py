@@ -7,7 +7,6 @@ so pooch, wait for each receive only, and do not resume. At the home server's 50
 import contextlib
 import http.client
 import ipaddress
-import math
 import os
 import queue
 import re
@@ -42,7 +41,8 @@ CIFAR10_URLS = (  # data.MIRRORS, and one more, without TensorFlow
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
 
-LIMIT_SECONDS = 20 * 60.0  # for a source after which there is another
+LIMIT_SECONDS = 20 * 60.0  # for a source
+LAST_ONES = 6  # times that for the last of several, since slow is better than none
 GRACE_SECONDS = 15.0  # TCP's slow start and a cold cache are over by then
 STALL_SECONDS = 30.0  # without a single byte
 TRIES_PER_SOURCE = 5  # the first and four resumptions after a cut connection
@@ -303,7 +303,8 @@ def fetch(
         destination: where the file goes; its folder is made.
         md5: hexadecimal checksum of the file.
         size: the file's bytes.
-        limit_seconds: for all sources but the last: one is given up when its rate so far could not finish in this time.
+        limit_seconds: for one source; it is given up when its rate so far could not finish in this time, the last of
+            several in LAST_ONES of it.
         grace_seconds: how long a source's rate is measured before it is judged.
         stall_seconds: longest wait for an answer or for the next byte.
 
@@ -322,7 +323,8 @@ def fetch(
                 return destination
             destination.unlink()
         for number, url in enumerate(urls, 1):
-            pace = _Pace(limit_seconds if number < len(urls) else math.inf, grace_seconds)
+            last = len(urls) > 1 and number == len(urls)
+            pace = _Pace(limit_seconds * (LAST_ONES if last else 1), grace_seconds)
             try:
                 _fetch_from(url, part, md5, size, pace, stall_seconds)
             except _SourceFailed as failure:

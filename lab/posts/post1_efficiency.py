@@ -91,19 +91,20 @@ def measure(sizes: tools.Sizes, images: ImageSet, seed: int) -> dict[str, Any]:
 def seconds_a_step(training: LabTraining, batches: HostBatches) -> float:
     """Of a training with these batches: seconds a step in the middle half of an epoch, the median of all but the first.
 
-    Before it lie the opening of the pipeline and the batches that it made ahead; at the end none is left to make.
+    Before it lie the opening of the pipeline and the batches that it made ahead; at the end none is left to make. An
+    epoch has three steps at least.
     """
-    training.batches, quarter = batches, training.steps_per_epoch // 4
-    marks: list[tuple[int, float]] = []
-    seconds = []
-    for moment in training.run():
-        if moment.row:
-            (first, began), *_, (last, ended) = marks
-            seconds.append((ended - began) / (last - first))
-            marks.clear()
-        elif quarter <= moment.step <= training.steps_per_epoch - quarter:
-            training.fetch()  # waits
-            marks.append((moment.step, time.perf_counter()))
+    training.batches, once, seconds = batches, tf.constant(1), []
+    first = max(1, training.steps_per_epoch // 4)
+    last = training.steps_per_epoch - first
+    for epoch in range(1, training.config.epochs + 1):
+        opened, marks = batches.open(epoch), []
+        for step in range(1, training.steps_per_epoch + 1):
+            training.train_steps(opened, once)
+            if step in (first, last):
+                training.fetch()  # waits
+                marks.append(time.perf_counter())
+        seconds.append((marks[1] - marks[0]) / (last - first))
     return statistics.median(seconds[1:])
 
 

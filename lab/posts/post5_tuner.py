@@ -61,6 +61,7 @@ def measure(sizes: tools.Sizes, images: ImageSet, seed: int) -> dict[str, Any]:
     the loss, None if one diverged. Of the trace also whether it was better, its runs and their seconds. And the
     `seconds` of all runs.
     """
+    tools.placement()  # refuses several devices, as for every experiment
     given = {name: value for name, value in sizes.items() if name in assemble.NAMES}
     changes = {**tools.OF_ALL, **given, **values(given, PAGES, sizes["start"])}
     code = records.code()["sha256"][:8]  # the record names one

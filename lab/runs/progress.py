@@ -1,10 +1,10 @@
 """How far a run is, as its checkpoints hold it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lab.base.errors import UserError
+from lab.runs.checkpoint import Saved
 
 
 @dataclass
@@ -25,11 +25,11 @@ class Progress:
     updates: int = 0  # by the end of the last whole epoch; float16 skips some
 
 
-def read(about: Mapping[str, Any]) -> Progress:
-    """The progress in a checkpoint's manifest. Raises UserError if it is not all there."""
-    if missing := Progress.__annotations__.keys() - about.keys():
+def read(saved: Saved) -> Progress:
+    """The progress in a checkpoint. Raises UserError if it is not all there."""
+    if missing := Progress.__annotations__.keys() - saved.about.keys():
         raise UserError(
-            f"--resume: its checkpoint has no {', '.join(sorted(missing))}: another version of these scripts made it; "
-            "start a new run"
+            f"the checkpoint {saved.prefix} has no {', '.join(sorted(missing))}: another version of these scripts made "
+            "it; move it away, or start a new run"
         )
-    return Progress(**{name: about[name] for name in Progress.__annotations__})
+    return Progress(**{name: saved.about[name] for name in Progress.__annotations__})

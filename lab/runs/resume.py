@@ -7,7 +7,7 @@ from typing import Any
 from lab.base import console
 from lab.base.errors import UserError
 from lab.base.storage import is_remote
-from lab.runs import checkpoint, claim, record, results
+from lab.runs import checkpoint, claim, progress, record, results
 from lab.runs.checkpoint import Saved
 
 
@@ -34,10 +34,14 @@ def find_newest(recipe: str, seed: int) -> str:
         if finished(folder) or claim.is_written(folder):
             continue
         saved, damaged = checkpoint.newest(str(folder))
-        if saved is not None:
-            return str(folder)
         for line in damaged:
             console.say(f"note: {line}")
+        if saved is not None:
+            try:
+                progress.read(saved)
+                return str(folder)
+            except UserError as error:
+                console.say(f"note: {error}")
     return ""
 
 

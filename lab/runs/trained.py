@@ -144,8 +144,9 @@ def _options(recorded: Mapping[str, Any], path: Path) -> dict[str, Any]:
     known = {item.name: item for group in GROUPS for item in fields(group)}
     defaults = {name: item.default for name, item in known.items()} | recipes.values(recipes.ROOT) | {"seed": 0}
     options = defaults | {name: value for name, value in recorded.items() if name in defaults}
-    for name, item in known.items():
-        if (choices := item.metadata["choices"]) and options[name] not in choices:
+    for name in (*OF_A_NETWORK, "tta"):
+        choices = known[name].metadata["choices"] if name in known else ()
+        if choices and options[name] not in choices:
             raise UserError(
                 f"{path}: {name} {options[name]!r} is not known; another version wrote it, read it with that"
             )

@@ -136,26 +136,33 @@ class Tuner:
         self.placement = assemble.place(self.start)  # before the data: TFRecords start TensorFlow
         self.images = images or load.of(self.start)  # the first seed's serve all, so that the same images judge
         self.training: LabTraining | None = None
-        self.start, _ = assemble.resolved(self.start, self.placement)  # auto: once for all runs
+        found = self._found()
+        if self.start.precision == "auto":  # once for all runs; what is the fastest may be another where they go on
+            resolved, _ = assemble.resolved(self.start, self.placement)
+            here = train_eager.choose_precision(resolved.precision, self.placement.kind.upper())
+            self.changes["precision"] = found.get("start", {}).get("precision", here)
+            self.start = assemble.configure(self.changes)
         self.about = {name: getattr(self.start, name) for name in (*IDENTITY, "precision")}
         self.about["images"] = self.images.sha256()
-        self.runs = self._found()
+        self._check_same(found)
+        self.runs: list[dict[str, Any]] = found.get("runs", [])
         self.trace: list[dict[str, Any]] = []
         self.refused: dict[Point, str] = {}
 
-    def _found(self) -> list[dict[str, Any]]:
-        """The runs that tune.json has. Raises UserError if it is another tuning's."""
+    def _found(self) -> dict[str, Any]:
+        """What tune.json has, or nothing."""
         path = self.folder / TUNE
-        if not path.exists():
-            return []
-        found = record.read_result(path)
+        return record.read_result(path) if path.exists() else {}
+
+    def _check_same(self, found: Mapping[str, Any]) -> None:
+        """Raises UserError if it is another tuning's."""
         for name, value in self.about.items():
-            if (other := found["start"].get(name)) != value:
+            other = found["start"].get(name, value) if found else value  # older ones have no precision
+            if other != value:
                 raise UserError(
                     f"--out {self.folder} holds a tuning that starts from {name} {other}, not {value}; choose another "
                     "folder"
                 )
-        return list(found["runs"])
 
     def values(self, point: Point) -> dict[str, float]:
         """The hyperparameters at a point. Only Nesterov's have Page's coordinates."""

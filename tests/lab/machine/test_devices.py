@@ -308,6 +308,13 @@ def test_the_preflight_reports_this_machine_and_then_refuses_in_one_line():
 
 
 @needs_no_accelerator
+def test_a_sound_machine_ends_it_with_0(capsys, monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert devices.main([]) == 0
+    assert "no accelerator" in capsys.readouterr().out
+
+
+@needs_no_accelerator
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,5 +1,6 @@
 """1, 2 and 4 logical CPU devices, each count in a process of its own, train alike; so do a CPU's float32 ways."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -55,8 +56,9 @@ def trained(small_data, tmp_path_factory):
                     command = [sys.executable, "-c", TRAIN]
                     processes[replicas] = subprocess.Popen(command, cwd=ROOT, stderr=errors, **pipes)
             process, path = processes[replicas], folder / f"end-{len(made)}.npz"
-            process.stdin.write(json.dumps([options, str(path)]) + "\n")
-            process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended; its errors tell
+                process.stdin.write(json.dumps([options, str(path)]) + "\n")
+                process.stdin.flush()
             while (said := process.stdout.readline()) and not said.startswith("trained by"):
                 pass  # what else it says
             assert said == f"trained by {replicas}\n", (folder / f"errors-{replicas}").read_text()[-2000:]
@@ -65,7 +67,7 @@ def trained(small_data, tmp_path_factory):
 
     yield get
     for process in processes.values():
-        process.communicate()  # the end of its input
+        process.communicate(timeout=60)  # the end of its input
 
 
 @pytest.mark.long

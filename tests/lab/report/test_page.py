@@ -139,7 +139,6 @@ def test_and_behind_no_other(page, leave, tmp_path, change):
     assert data["published"] is None
 
 
-PICTURE = predictions()["mistakes"][0]
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&<!--"
 
 

@@ -21,7 +21,7 @@ from lab.base.errors import UserError
 from lab.drive import Drive
 from lab.ladder import views
 from lab.machine import memory
-from lab.runs import checkpoint
+from lab.runs import checkpoint, resume
 
 SEED = 20191121
 
@@ -160,7 +160,7 @@ STOPPER = """
 import os, signal, sys
 import train_eager
 from lab import start
-from lab.base import console, files
+from lab.base import console
 from lab.machine import memory
 memory.restart_with_huge_pages = lambda: None
 show, seen = console.EpochBar.show, set()
@@ -272,15 +272,19 @@ def test_a_run_that_ends_where_it_was_stopped_is_evaluated_with_its_views(short,
     assert again["airbench_seconds"] > again["train_seconds"]
 
 
-def test_a_run_of_another_version_is_told_so(short):
+def test_a_run_of_another_version_is_told_so_and_auto_passes_over_it(short, tmp_path, monkeypatch, capsys):
     """Its checkpoint is whole, by its sums, and knows less."""
     stopped(short)
     path = Path(checkpoint.newest(short["out"])[0].prefix + ".json")
     manifest = files.decode(path.read_text())
     del manifest["about"]["updates"]
     path.write_text(files.encode(manifest))
-    with pytest.raises(UserError, match=r"has no updates: another version of these scripts made it"):
+    with pytest.raises(UserError, match=r"step-5 has no updates: another version of these scripts made it"):
         command.train(resume=short["out"])
+    (Path(short["out"]) / "weights.npz").unlink()  # as if it had been killed before it ended
+    os.renames(short["out"], tmp_path / "runs" / "davidnet-0-old")
+    monkeypatch.chdir(tmp_path)
+    assert resume.find_newest("davidnet", 0) == "" and "has no updates" in capsys.readouterr().out
 
 
 def test_sides_may_be_written_in_any_way(short):

@@ -78,11 +78,24 @@ def test_a_rate_given_as_a_whole_number_is_not_rounded_to_0(few, made_up):
 
 def test_all_runs_of_a_tuning_are_in_one_precision(few, made_up, tmp_path, monkeypatch):
     """`auto` is timed; on another machine the same folder would go on in another."""
-    monkeypatch.setattr(fastest, "fastest", lambda *, jit: ("float32", ""))
-    tune({**few, "precision": "auto"}, ["weight_decay"])
     monkeypatch.setattr(fastest, "fastest", lambda *, jit: ("bfloat16", ""))
-    with pytest.raises(UserError, match="starts from precision float32, not bfloat16"):
-        tune({**few, "precision": "auto"}, ["weight_decay"])
+    tune({**few, "precision": "auto"}, ["weight_decay"])
+    monkeypatch.setattr(fastest, "fastest", lambda *, jit: ("float32", ""))
+    count = len(made_up)
+    found = tune({**few, "precision": "auto"}, ["weight_decay"])
+    assert found["start"]["precision"] == "bfloat16" and len(made_up) == count
+    with pytest.raises(UserError, match="starts from precision bfloat16, not float32"):
+        tune({**few, "precision": "float32"}, ["weight_decay"])
+
+
+def test_a_tuning_of_an_older_version_goes_on(few, made_up, tmp_path):
+    tune(few, ["weight_decay"])
+    path, count = tmp_path / "run" / TUNE, len(made_up)
+    written = files.decode(path.read_text())
+    del written["start"]["precision"]
+    path.write_text(files.encode(written))
+    tune(few, ["weight_decay"])
+    assert len(made_up) == count
 
 
 def test_a_killed_tuning_goes_on_and_measures_nothing_twice(few, tmp_path, made_up, monkeypatch):
