@@ -8,7 +8,7 @@ second. At 100 % the whole training would take the time that is printed, and no 
 Source: D. C. Page, "How to train your ResNet", post 1. Batches made one by one at no cost would refute it; so would,
 for the other half, batches made at once that cost as much as the step.
 
-Small form: 3 minutes on two cores, on which nothing else may run; 2,048 images, widths 16 and 64.
+Small form: 3 to 10 minutes on two cores, on which nothing else may run; 2,048 images, widths 16 and 64.
 """
 
 import statistics
