@@ -34,6 +34,7 @@ STOP_AFTER = 0  #@param {type:"integer"}
 CHECKPOINT_DIR = ""  #@param {type:"string"}
 
 import argparse
+import functools
 import json
 import os
 import pickle
@@ -60,12 +61,10 @@ from tqdm import tqdm
 
 
 class PiecewiseLinear:
-    """A rate that runs straight from knot to knot and stays constant before the first and after the last.
+    """A rate that runs straight between `knots`, pairs (epoch, rate) of rising epochs, and is constant around them.
 
     >>> float(PiecewiseLinear([(0, 0.0), (5, 0.4), (24, 0.0)])(2.5))
     0.2
-
-    `knots` are pairs (epoch, rate), the epochs rising.
     """
 
     def __init__(self, knots: Sequence[tuple[float, float]]) -> None:
@@ -539,6 +538,7 @@ def add_flags(parser: Any, options: Any) -> None:
 # ---- device and precision ----------------------------------------------------------------------------------
 
 
+@functools.cache  # two in one process would spoil one another: their sums are confused, and a TPU forgets the first
 def choose_strategy(device: str) -> tf.distribute.Strategy:
     """This machine's TPU, else all its GPUs, else its CPU; or what `device` names: UserError if that is not there."""
     if device == "tpu" or (device == "auto" and tf.config.list_physical_devices("TPU")):

@@ -7,12 +7,10 @@ import numpy as np
 
 
 class PiecewiseLinear:
-    """A rate that runs straight from knot to knot and stays constant before the first and after the last.
+    """A rate that runs straight between `knots`, pairs (epoch, rate) of rising epochs, and is constant around them.
 
     >>> float(PiecewiseLinear([(0, 0.0), (5, 0.4), (24, 0.0)])(2.5))
     0.2
-
-    `knots` are pairs (epoch, rate), the epochs rising.
     """
 
     def __init__(self, knots: Sequence[tuple[float, float]]) -> None:

@@ -10,6 +10,7 @@ Recipe and numbers: D. C. Page's cifar10-fast (dawn.py before October 2019). Sta
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -121,6 +122,7 @@ from schedule import PiecewiseLinear, triangle
 # ---- device and precision ----------------------------------------------------------------------------------
 
 
+@functools.cache  # two in one process would spoil one another: their sums are confused, and a TPU forgets the first
 def choose_strategy(device: str) -> tf.distribute.Strategy:
     """This machine's TPU, else all its GPUs, else its CPU; or what `device` names: UserError if that is not there."""
     if device == "tpu" or (device == "auto" and tf.config.list_physical_devices("TPU")):

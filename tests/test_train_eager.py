@@ -239,7 +239,7 @@ def test_the_strategy_is_all_gpus_or_one_or_the_cpu(monkeypatch):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [SimpleNamespace(name=n) for n in names])
     for strategy in ("OneDeviceStrategy", "MirroredStrategy"):
         monkeypatch.setattr(tf.distribute, strategy, lambda where, strategy=strategy: (strategy, where))
-    choose = train_eager.choose_strategy
+    choose = train_eager.choose_strategy.__wrapped__
     assert choose("auto") == choose("cpu") == ("OneDeviceStrategy", "/cpu:0")
     with pytest.raises(UserError, match=r"--device gpu.*install tensorflow\[and-cuda\]"):
         choose("gpu")
@@ -248,6 +248,10 @@ def test_the_strategy_is_all_gpus_or_one_or_the_cpu(monkeypatch):
     names.append("/gpu:1")
     assert choose("auto") == ("MirroredStrategy", ["/gpu:0", "/gpu:1"])
     assert choose("cpu") == ("OneDeviceStrategy", "/cpu:0")
+
+
+def test_all_trainings_of_a_process_share_the_strategy():
+    assert train_eager.choose_strategy("cpu") is train_eager.choose_strategy("cpu")
 
 
 # ---- the loss and the rows ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ documentation and not yet tried on the hardware: GPUs, TPUs, SLURM.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -170,9 +171,13 @@ def _logical(device: str, count: int, tpu: str, clustered: bool) -> Placement:
             f"--logical-devices {count} comes too late: TensorFlow has started with {len(names)}; "
             "restart Python (in a notebook: restart the runtime)"
         )
-    several = tf.distribute.MirroredStrategy(names[:count]) if count > 1 else None
-    strategy = several or tf.distribute.OneDeviceStrategy(names[0])
+    strategy = _mirrored(tuple(names[:count])) if count > 1 else tf.distribute.OneDeviceStrategy(names[0])
     return Placement(strategy, "cpu", f"one CPU split into {count}" if count > 1 else "asked for")
+
+
+@functools.cache  # as choose_strategy
+def _mirrored(names: tuple[str, ...]) -> tf.distribute.Strategy:
+    return tf.distribute.MirroredStrategy(list(names))
 
 
 # ---- several workers ---------------------------------------------------------------------------------------

@@ -38,7 +38,10 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def trained(small_data, tmp_path_factory):
-    """Losses, weights and statistics after 20 steps, by (replicas, other hyperparameters); each made once."""
+    """Losses, weights and statistics after 20 steps, by (replicas, other hyperparameters); each made once.
+
+    Those of one number of replicas are made in one process, as in a notebook: networks of several sizes, too.
+    """
     folder, made, processes = tmp_path_factory.mktemp("replicas"), {}, {}
 
     def get(replicas, **changes):
