@@ -37,6 +37,12 @@ def restored_settings():
     tf.config.run_functions_eagerly(False)
 
 
+@pytest.fixture(autouse=True)
+def no_notebook(monkeypatch):
+    """The tests of the notebook load ipykernel, where a bar would be drawn."""
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+
+
 @pytest.fixture(scope="module")
 def small(small_data):
     """Hyperparameters of a training that takes seconds: five steps an epoch."""
