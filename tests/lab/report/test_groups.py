@@ -90,7 +90,8 @@ def test_subsets_are_drawn_by_the_seed_and_so_are_of_one_training(put, made_resu
     shapes = [data | {"synthetic": True, "sha256": 32 * f"0{seed}", "source": f"seed {seed}"} for seed in (0, 1)]
     assert len(put(*(full() | {"seed": seed, "data": one} for seed, one in enumerate(shapes)))) == 1
     photos = data | {"test_images": 512, "sha256": "ef" * 32, "source": "photos.npz"}
-    assert len(put(full(limit_test=512), full(limit_test=512) | {"data": photos})) == 2
+    of_cifar = full(limit_test=512) | {"data": data | {"test_images": 512}}
+    assert len(put(of_cifar, full(limit_test=512) | {"data": photos})) == 2
 
 
 def test_an_older_results_flip_is_the_same(put):
