@@ -42,7 +42,7 @@ CIFAR10_URLS = (  # data.MIRRORS, and one more, without TensorFlow
 )
 
 LIMIT_SECONDS = 20 * 60.0  # for a source
-LAST_ONES = 6  # times that for the last of several, since slow is better than none
+LAST_FACTOR = 6  # times that for the last of several, since slow is better than none
 GRACE_SECONDS = 15.0  # TCP's slow start and a cold cache are over by then
 STALL_SECONDS = 30.0  # without a single byte
 TRIES_PER_SOURCE = 5  # the first and four resumptions after a cut connection
@@ -304,7 +304,7 @@ def fetch(
         md5: hexadecimal checksum of the file.
         size: the file's bytes.
         limit_seconds: for one source; it is given up when its rate so far could not finish in this time, the last of
-            several in LAST_ONES of it.
+            several in LAST_FACTOR times that.
         grace_seconds: how long a source's rate is measured before it is judged.
         stall_seconds: longest wait for an answer or for the next byte.
 
@@ -324,7 +324,7 @@ def fetch(
             destination.unlink()
         for number, url in enumerate(urls, 1):
             last = len(urls) > 1 and number == len(urls)
-            pace = _Pace(limit_seconds * (LAST_ONES if last else 1), grace_seconds)
+            pace = _Pace(limit_seconds * (LAST_FACTOR if last else 1), grace_seconds)
             try:
                 _fetch_from(url, part, md5, size, pace, stall_seconds)
             except _SourceFailed as failure:

@@ -136,29 +136,31 @@ class Tuner:
         self.placement = assemble.place(self.start)  # before the data: TFRecords start TensorFlow
         self.images = images or load.of(self.start)  # the first seed's serve all, so that the same images judge
         self.training: LabTraining | None = None
-        found = self._found()
+        known, self.runs = self._found()
         if self.start.precision == "auto":  # once for all runs; what is the fastest may be another where they go on
             resolved, _ = assemble.resolved(self.start, self.placement)
             here = train_eager.choose_precision(resolved.precision, self.placement.kind.upper())
-            self.changes["precision"] = found.get("start", {}).get("precision", here)
+            self.changes["precision"] = known.get("precision", here)
             self.start = assemble.configure(self.changes)
         self.about = {name: getattr(self.start, name) for name in (*IDENTITY, "precision")}
         self.about["images"] = self.images.sha256()
-        self._check_same(found)
-        self.runs: list[dict[str, Any]] = found.get("runs", [])
+        if known:
+            self._check_same({"precision": self.start.precision} | known)  # an older one says none
         self.trace: list[dict[str, Any]] = []
         self.refused: dict[Point, str] = {}
 
-    def _found(self) -> dict[str, Any]:
-        """What tune.json has, or nothing."""
+    def _found(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What tune.json says of the start, and its runs; nothing if it is not there."""
         path = self.folder / TUNE
-        return record.read_result(path) if path.exists() else {}
+        if not path.exists():
+            return {}, []
+        found = record.read_result(path)
+        return found["start"], list(found["runs"])
 
-    def _check_same(self, found: Mapping[str, Any]) -> None:
-        """Raises UserError if it is another tuning's."""
+    def _check_same(self, known: Mapping[str, Any]) -> None:
+        """Raises UserError if tune.json is another tuning's."""
         for name, value in self.about.items():
-            other = found["start"].get(name, value) if found else value  # older ones have no precision
-            if other != value:
+            if (other := known.get(name)) != value:
                 raise UserError(
                     f"--out {self.folder} holds a tuning that starts from {name} {other}, not {value}; choose another "
                     "folder"

@@ -96,6 +96,11 @@ def test_a_tuning_of_an_older_version_goes_on(few, made_up, tmp_path):
     path.write_text(files.encode(written))
     tune(few, ["weight_decay"])
     assert len(made_up) == count
+    written = files.decode(path.read_text())
+    del written["start"]["momentum"]  # what it does not know otherwise is not taken for the same
+    path.write_text(files.encode(written))
+    with pytest.raises(UserError, match="starts from momentum None"):
+        tune(few, ["weight_decay"])
 
 
 def test_a_killed_tuning_goes_on_and_measures_nothing_twice(few, tmp_path, made_up, monkeypatch):
