@@ -1,6 +1,7 @@
 """The arithmetic of the experiments of posts 1, 2 and 5, on made-up numbers and tiny data."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,6 +43,27 @@ def test_images_made_one_by_one_or_beforehand_are_those_of_the_batches(images):
         for way in efficiency.WAYS:
             np.testing.assert_allclose(made[way][0][0][index], image, atol=1e-4)
             assert made[way][0][1][index] == images.train_labels[number]
+
+
+def test_a_step_is_timed_without_the_opening_of_the_pipeline_and_without_its_ends(monkeypatch):
+    """By a clock that goes on by 100 s as a pipeline opens, by 7 s in the first and last step, and by 2 s in others."""
+    now = [0.0]
+
+    def goes_on(seconds):
+        now[0] += seconds
+
+    def step(opened, count):
+        goes_on(7.0 if (number := next(opened)) in (1, 8) else 2.0 * int(count))
+        return number
+
+    def opened(epoch):
+        goes_on(100.0)
+        return iter(range(1, 9))
+
+    monkeypatch.setattr(efficiency.time, "perf_counter", lambda: now[0])
+    config, fetch = SimpleNamespace(epochs=3), lambda: None
+    training = SimpleNamespace(config=config, steps_per_epoch=8, train_steps=step, fetch=fetch)
+    assert efficiency.seconds_a_step(training, SimpleNamespace(open=opened)) == 2.0
 
 
 def test_the_whole_experiment_runs_at_tiny_sizes(small_data, monkeypatch):
