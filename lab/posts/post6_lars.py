@@ -10,8 +10,8 @@ Source: D. C. Page, "How to train your ResNet", post 6, which gives no run; the 
 
 It would be refuted by learning curves that differ by more than those of the seeds do.
 
-Small form: 2 to 7 minutes on two cores; 3,200 images, width 8, 10 epochs of batches of 64, three seeds of each; with four
-times DavidNet's decay and half its rate, so that so few steps come nearer to the balance.
+Small form: 2 to 7 minutes on two cores; 3,200 images, width 8, 10 epochs of batches of 64, three seeds of each; with
+four times DavidNet's decay and half its rate, so that so few steps come nearer to the balance.
 """
 
 from collections.abc import Mapping
