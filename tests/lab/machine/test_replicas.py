@@ -70,7 +70,8 @@ def trained(small_data, tmp_path_factory):
 
     yield get
     for process in processes.values():
-        process.communicate(timeout=60)  # the end of its input
+        process.kill()  # all it made is read; its own end, with all networks' graphs to free, takes seconds to a minute
+        process.communicate()
 
 
 @pytest.mark.long
