@@ -470,9 +470,12 @@ def each_replica(strategy: tf.distribute.Strategy, batches: NDArray[np.int32], m
         rows = tf.data.Dataset.from_tensor_slices(own.reshape(-1, *own.shape[2:]))
         return rows.map(make, tf.data.AUTOTUNE, deterministic=True).prefetch(2 * replicas).with_options(options)
 
-    if replicas == 1 and "CPU" in strategy.extended.worker_devices[0]:
-        return pipeline(tf.distribute.InputContext())  # the strategy would add iterators with that thread
-    return strategy.distribute_datasets_from_function(pipeline)
+    if replicas == 1 and "TPU" not in strategy.extended.worker_devices[0]:
+        return pipeline(tf.distribute.InputContext())  # the strategy would add an iterator with that thread
+    mode = tf.distribute.InputReplicationMode.PER_REPLICA  # without such iterators; only a MirroredStrategy knows it
+    how = tf.distribute.InputOptions(experimental_replication_mode=mode, experimental_fetch_to_device=False)
+    one_host = isinstance(strategy, tf.distribute.MirroredStrategy)
+    return strategy.distribute_datasets_from_function(pipeline, how if one_host else None)
 
 # ==== train_eager.py ========================================================================================
 

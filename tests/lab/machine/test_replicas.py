@@ -35,6 +35,25 @@ for line in sys.stdin:
     print("trained by", training.replicas, flush=True)
 """
 
+ITERATORS = """
+import time
+import numpy as np, tensorflow as tf
+import data
+from lab.machine import devices
+strategy = devices.choose("cpu", logical_devices=2).strategy
+batches = data.each_replica(strategy, np.arange(48, dtype=np.int32).reshape(4, 2, 6), lambda rows: rows)
+print([[part.numpy().tolist() for part in strategy.experimental_local_results(batch)] for batch in batches])
+iterators = [iter(batches) for _ in range(30)]
+for iterator in iterators:
+    next(iterator)
+del iterator
+time.sleep(2)
+start = time.perf_counter()
+while iterators:
+    iterators.pop()
+print(time.perf_counter() - start)
+"""
+
 
 @pytest.fixture(scope="module")
 def trained(small_data, tmp_path_factory):
@@ -119,15 +138,24 @@ def test_a_cpus_ways_train_alike_over_20_steps(trained, way):
 
 @pytest.mark.long
 def test_without_ghost_groups_each_replica_normalises_its_own_images(trained):
-    one, two = trained(1, ghost_groups=0), trained(2, ghost_groups=0)
+    one, two = trained(1, ghost_groups=0, **SMOOTH), trained(2, ghost_groups=0, **SMOOTH)
     assert np.abs(two["losses"] / one["losses"] - 1).max() > 1e-3
     assert np.isfinite(two["losses"]).all()
 
 
 @pytest.mark.long
+def test_two_replicas_have_their_parts_in_order_and_an_iterator_ends_at_once():
+    # With a strategy's own iterators, one in ten waits for a thread that sleeps on, for up to a minute.
+    done = subprocess.run([sys.executable, "-c", ITERATORS], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    parts, seconds = done.stdout.splitlines()
+    assert json.loads(parts) == np.arange(48).reshape(4, 2, 1, 6).tolist()
+    assert float(seconds) < 0.5
+
+
+@pytest.mark.long
 def test_the_decay_counts_once_whatever_the_number_of_replicas(trained):
     """With a decay so strong that the gradient hardly matters, doubling it would show at once."""
-    one, four = trained(1, weight_decay=2.0), trained(4, weight_decay=2.0)
+    one, four = trained(1, weight_decay=2.0, **SMOOTH), trained(4, weight_decay=2.0, **SMOOTH)
     norms = [sum(float(np.square(v).sum()) for k, v in run.items() if k.endswith("kernel")) for run in (one, four)]
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)
 
