@@ -1,4 +1,4 @@
-"""DavidNet, the nine-layer residual network of D. C. Page's cifar10-fast (2019), as a Keras model.
+"""DavidNet, the nine-layer residual network of D. C. Page's cifar10-fast (2018), as a Keras model.
 
     images  (N, 32, 32, 3)
     prep    conv-BN-ReLU to c                                      (N, 32, 32, c)
@@ -48,9 +48,9 @@ def initializers(seed: int) -> Iterator[Uniform]:
 class BatchNorm(tf.keras.layers.Layer):
     """Batch norm over all axes but the last, by TensorFlow's fused kernel: (N, H, W, C) -> (N, H, W, C).
 
-    Unlike Keras' layer it reads the batch once, computes in float32 whatever the images' dtype, and its running
-    variance is unbiased, n / (n - 1) times the batch's, as in PyTorch. Each of several replicas normalises with the
-    statistics of its own part of the batch, as Keras does; the running ones take the replicas' mean.
+    Unlike Keras' layer it reads the batch once, and its running variance is unbiased, n / (n - 1) times the batch's, as
+    in PyTorch. Like it, it computes in float32 whatever the images' dtype, and each of several replicas normalises with
+    the statistics of its own part of the batch; the running ones take the replicas' mean.
     `momentum` is the share of the running statistics that a step keeps, `epsilon` is added to the variance.
     """
 
@@ -119,20 +119,13 @@ class DavidNet(tf.keras.Model):
     Args:
         classes: number of classes.
         width: c, the filters of the first convolution; the others have 2, 4 and 8 times as many.
-        logit_scale: factor on the last layer's outputs, which would start too large: batch norm's scales are 1
-            ("How to train your ResNet", post 4).
+        logit_scale: factor on the last layer's outputs, else too large at first ("How to train your ResNet", post 4).
         seed: of the initial weights.
         conv_bn: makes f; called as conv_bn(filters, initializer, pool=...).
     """
 
     def __init__(
-        self,
-        classes: int = 10,
-        *,
-        width: int = 64,
-        logit_scale: float = 0.125,
-        seed: int = 0,
-        conv_bn: Callable[..., Any] = ConvBN,
+        self, classes: int = 10, *, width: int = 64, logit_scale: float = 0.125, seed: int = 0, conv_bn: Any = ConvBN
     ) -> None:
         super().__init__()
         inits = initializers(seed)

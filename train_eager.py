@@ -10,7 +10,6 @@ Recipe and numbers: D. C. Page's cifar10-fast (dawn.py before October 2019). Sta
 """
 
 import argparse
-import functools
 import json
 import os
 import sys
@@ -122,23 +121,29 @@ from schedule import PiecewiseLinear, triangle
 # ---- device and precision ----------------------------------------------------------------------------------
 
 
-@functools.cache  # two in one process would spoil one another: their sums are confused, and a TPU forgets the first
+# One of a kind for all trainings, also where a notebook runs its cell again: TensorFlow confuses the sums of two.
+STRATEGIES: dict[str, tf.distribute.Strategy] = globals().get("STRATEGIES", {})
+
+
 def choose_strategy(device: str) -> tf.distribute.Strategy:
     """This machine's TPU, else all its GPUs, else its CPU; or what `device` names: UserError if that is not there."""
     if device == "tpu" or (device == "auto" and tf.config.list_physical_devices("TPU")):
-        try:
-            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
-            tf.config.experimental_connect_to_cluster(resolver)
-            tf.tpu.experimental.initialize_tpu_system(resolver)
-        except (tf.errors.OpError, RuntimeError, ValueError) as error:
-            why = str(error).partition("\n")[0][:150]
-            raise UserError(f"--device tpu: none answers ({why}); install tensorflow-tpu") from None
-        return tf.distribute.TPUStrategy(resolver)
+        if "tpu" not in STRATEGIES:  # if it is set up anew, it forgets its variables
+            try:
+                resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
+                tf.config.experimental_connect_to_cluster(resolver)
+                tf.tpu.experimental.initialize_tpu_system(resolver)
+                STRATEGIES["tpu"] = tf.distribute.TPUStrategy(resolver)
+            except (tf.errors.OpError, RuntimeError, ValueError) as error:
+                why = str(error).partition("\n")[0][:150]
+                raise UserError(f"--device tpu: none answers ({why}); install tensorflow-tpu") from None
+        return STRATEGIES["tpu"]
     gpus = [gpu.name for gpu in tf.config.list_logical_devices("GPU")] if device != "cpu" else []
     if device == "gpu" and not gpus:
         raise UserError("--device gpu: TensorFlow sees none; install tensorflow[and-cuda]")
     if len(gpus) > 1:
-        return tf.distribute.MirroredStrategy(gpus)
+        STRATEGIES["gpus"] = STRATEGIES.get("gpus") or tf.distribute.MirroredStrategy(gpus)
+        return STRATEGIES["gpus"]
     return tf.distribute.OneDeviceStrategy(gpus[0] if gpus else "/cpu:0")
 
 
@@ -160,13 +165,10 @@ def choose_precision(precision: str, kind: str) -> str:
 
 
 class EpochRate(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """The learning rate of each update: the schedule's, divided by the batch size (see make_optimizer).
-
-    Update k = 1, 2, ... reads the schedule at epoch k / steps_per_epoch, as dawn.py does.
-    """
+    """Of update k = 1, 2, ...: the schedule at epoch k / steps_per_epoch, over the batch size (see make_optimizer)."""
 
     def __init__(self, schedule: PiecewiseLinear, epochs: int, steps_per_epoch: int, batch_size: int) -> None:
-        epoch = np.arange(1, epochs * steps_per_epoch + 1) / steps_per_epoch
+        epoch = np.arange(1, epochs * steps_per_epoch + 1) / steps_per_epoch  # as in dawn.py
         self.rates = tf.constant(schedule(epoch) / batch_size, tf.float32)  # one per update
 
     def __call__(self, step: Any) -> tf.Tensor:
@@ -306,6 +308,7 @@ class Training:
         self.jit = config.jit and is_faster and self.replicas == 1 and not config.eager
         tf.config.run_functions_eagerly(config.eager)
         # Activations and convolutions are in this precision; weights, statistics, loss and update in float32.
+        before = tf.keras.config.dtype_policy()
         tf.keras.config.set_dtype_policy("float32" if self.precision == "float32" else f"mixed_{self.precision}")
         with self.strategy.scope():
             self.network = network(config, self.images)
@@ -321,6 +324,7 @@ class Training:
             # Summed loss and count of correct answers: each replica adds to its own copy, a read sums the copies.
             on_read, total = tf.VariableSynchronization.ON_READ, tf.VariableAggregation.SUM
             self.sums = tf.Variable([0.0, 0.0], trainable=False, synchronization=on_read, aggregation=total)
+        tf.keras.config.set_dtype_policy(before)  # each layer keeps its own
         self.train_step = tf.function(self._train_step, jit_compile=self.jit)
         self.test_step = tf.function(self._test_step, jit_compile=self.jit)
 
@@ -397,7 +401,6 @@ class Training:
     def save(self, path: Path, rows: list[dict[str, float]]) -> None:
         """Writes the weights, the optimizer's state and the rows; if interrupted, the file before remains."""
         about = json.dumps({"config": self.identity, "rows": rows})
-        path.parent.mkdir(exist_ok=True)
         with path.with_suffix(".part").open("wb") as file:
             np.savez(file, *map(np.asarray, self.variables), about=about)
         path.with_suffix(".part").replace(path)
@@ -428,10 +431,11 @@ def train(**changes: Any) -> tuple[Training, list[dict[str, float]]]:
         config = Config(**{"warmup_epochs": 0.0, **changes})  # 0: any number of epochs passes
         if "warmup_epochs" not in changes:  # it keeps its share of the epochs
             config = replace(config, warmup_epochs=WARMUP_EPOCHS / EPOCHS * config.epochs)
+        Path(config.checkpoint_dir).mkdir(exist_ok=True)
+    except OSError as error:  # in Colab a Drive that is not mounted
+        raise UserError(f"--checkpoint-dir: {error}; make or mount the folder above it, or take another") from None
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
-    if config.checkpoint_dir and not Path(config.checkpoint_dir).absolute().parent.is_dir():
-        raise UserError(f"--checkpoint-dir {config.checkpoint_dir}: its parent folder is missing; make or mount it")
     training = Training(config)
     checkpoint = Path(config.checkpoint_dir) / "last.npz" if config.checkpoint_dir else None
     rows = training.restore(checkpoint) if checkpoint and checkpoint.exists() else []

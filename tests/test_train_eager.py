@@ -245,7 +245,8 @@ def test_the_strategy_is_all_gpus_or_one_or_the_cpu(monkeypatch):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [SimpleNamespace(name=n) for n in names])
     for strategy in ("OneDeviceStrategy", "MirroredStrategy"):
         monkeypatch.setattr(tf.distribute, strategy, lambda where, strategy=strategy: (strategy, where))
-    choose = train_eager.choose_strategy.__wrapped__
+    monkeypatch.setattr(train_eager, "STRATEGIES", {})
+    choose = train_eager.choose_strategy
     assert choose("auto") == choose("cpu") == ("OneDeviceStrategy", "/cpu:0")
     with pytest.raises(UserError, match=r"--device gpu.*install tensorflow\[and-cuda\]"):
         choose("gpu")
@@ -253,11 +254,23 @@ def test_the_strategy_is_all_gpus_or_one_or_the_cpu(monkeypatch):
     assert choose("auto") == choose("gpu") == ("OneDeviceStrategy", "/gpu:0")
     names.append("/gpu:1")
     assert choose("auto") == ("MirroredStrategy", ["/gpu:0", "/gpu:1"])
+    assert choose("gpu") is choose("auto")  # all trainings of a process share it
     assert choose("cpu") == ("OneDeviceStrategy", "/cpu:0")
 
 
-def test_all_trainings_of_a_process_share_the_strategy():
-    assert train_eager.choose_strategy("cpu") is train_eager.choose_strategy("cpu")
+def test_a_cell_that_is_run_again_takes_the_first_ones_strategies():
+    source = Path(train_eager.__file__).read_text()
+    (line,) = [line for line in source.splitlines() if line.startswith("STRATEGIES")]
+    kept = {"tf": tf, "STRATEGIES": {"gpus": "the first one"}}
+    exec(line, kept)
+    assert kept["STRATEGIES"] == {"gpus": "the first one"}
+
+
+def test_a_training_leaves_keras_precision_as_it_was(small):
+    before = tf.keras.config.dtype_policy().name
+    training = make(small | {"precision": "bfloat16"})
+    assert training.network.prep.conv.compute_dtype == "bfloat16"
+    assert tf.keras.config.dtype_policy().name == before == "float32"
 
 
 # ---- the loss and the rows ---------------------------------------------------------------------------------
@@ -640,9 +653,12 @@ def test_interrupted_and_gone_on_with_it_ends_as_undisturbed(small, trained, tmp
 
 def test_checkpoints_in_a_folder_that_is_not_mounted_are_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(train_eager, "Training", lambda *_: pytest.fail("it trains"))
-    with pytest.raises(train_eager.UserError, match="MyDrive/davidnet: its parent folder is missing; make or mount it"):
+    with pytest.raises(train_eager.UserError, match=r"No such file.*MyDrive/davidnet.*make or mount"):
         train_eager.train(checkpoint_dir=str(tmp_path / "MyDrive" / "davidnet"))
     assert not any(tmp_path.iterdir())
+    (tmp_path / "a file").touch()
+    with pytest.raises(train_eager.UserError, match=r"File exists.*a file.*or take another"):
+        train_eager.train(checkpoint_dir=str(tmp_path / "a file"))
 
 
 def test_a_training_goes_on_from_within_an_epoch(small, trained, tmp_path):
@@ -722,7 +738,7 @@ def test_a_checkpoint_of_other_hyperparameters_is_refused(small, tmp_path, capsy
 
 
 def test_an_interrupted_write_leaves_the_checkpoint_before_it(small, tmp_path, monkeypatch):
-    training, path = make(small), tmp_path / "new" / "last.npz"
+    training, path = make(small), tmp_path / "last.npz"
     training.save(path, [{"epoch": 1}])
     state = path.read_bytes()
 
