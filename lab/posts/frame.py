@@ -118,7 +118,7 @@ def run(name: str, *, original: bool = False, seed: int = 0, data: str = "") -> 
         "seed": seed,
         "sizes": dict(sizes),
         "seconds": measured.pop("seconds", time.perf_counter() - start),
-        "data": {"source": images.source, "sha256": images.sha256(), "synthetic": images.synthetic},
+        "data": {"source": images.source, "sha256": images.sha256, "synthetic": images.synthetic},
         "precision": tools.OF_ALL["precision"],
         "code": records.code(),
         "versions": records.versions(),
@@ -157,7 +157,8 @@ def conditions(record: Record) -> str:
     hardware, data = record["hardware"], record["data"]
     chips = ", ".join(hardware["accelerators"]) or f"{hardware['processor']}, {hardware['cores']} cores"
     where = f"{chips}, {record['precision']}, TensorFlow {record['versions'].get('tensorflow', '?')}"
-    form = "The original's sizes" if record["original"] else "Small form"
+    originals = record["original"] or record["sizes"] == load(known(record["experiment"]).module).ORIGINAL
+    form = "The original's sizes" if originals else "Small form"
     made_up = "; synthetic images, not CIFAR-10" if data["synthetic"] else ""
     runs = record["sizes"].get("seeds", record["sizes"].get("runs", 1))  # of each training
     return f"{form}, seed {record['seed']}, n = {runs}: {sizes}. {where}{made_up}; {record['seconds']:.0f} s."

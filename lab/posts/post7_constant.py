@@ -91,14 +91,16 @@ def judge(record: Mapping[str, Any]) -> list[Finding]:
         theory = limit(len(shares), shifted=kind == "shifted")[-1]
         holds = abs(last - theory) < NEAR
         found.append(
-            Finding(f"{what}: share between means, layer {len(shares)}", f"{theory:.2f}", f"{last:.3f}", holds)
+            Finding(
+                f"{what}: share between means, layer {len(shares)}", f"{theory:.2f} ± {NEAR:g}", f"{last:.3f}", holds
+            )
         )
     for name, what in (("noise", "N(0, 1)"), ("images", "CIFAR-10")):
         shares = record["eight"][name]
         grows = shares[-1] > max(0.5, shares[0])
         same = f"{record['most_frequent_answer'][name]:.0%} of the inputs get one answer"
         text = f"{shares[0]:.2f} in the first layer, {shares[-1]:.2f} in the last; {same}"
-        found.append(Finding(f"eight layers without batch norm, on {what}", "rises towards 1", text, grows))
+        found.append(Finding(f"eight layers without batch norm, on {what}", "rises towards 1, above 0.5", text, grows))
     without, normed = record["eight"]["images"][-1], record["eight"]["batch norm"][-1]
     same = f"{record['most_frequent_answer']['batch norm']:.0%} of the inputs get one answer"
     text = f"{normed:.2f}; the layers before have {max(record['eight']['batch norm'][:-1]):.2f} at most; {same}"

@@ -96,7 +96,7 @@ def judge(record: Record) -> list[Finding]:
         ),
         Finding(
             "distance between a layer's quartiles over its median, at the end",
-            "well below 1",
+            "well below 1: below 0.5",
             f"{spread.min():.2f} to {spread.max():.2f}, mean {spread.mean():.2f}",
             bool(spread.max() < 0.5),
         ),
