@@ -55,10 +55,11 @@ class Ladder:
                             choices=("nesterov", "lars", "muon"))
     rate_inside: bool = option(False, "Nesterov's rate inside the accumulator, as in post 8 and Keras")
     bias_factor: float = option(1.0, "times the rate of batch norm's shifts; divides their decay", 1, 1e6)
-    filter_rate: float = option(3.24, "lars: peak rate of the filters, whose step it measures in their norms", 0, 1e6)
+    filter_rate: float = option(3.24, "lars: peak rate of the filters; over the batch size, a step's share of a "
+                                "filter's norm", 0, 1e6)
     filter_momentum: float = option(0.6, "muon: momentum of the filters", 0, 0.9999)
     filter_decay: float = option(0.0, "muon: share of the filters taken off in a step, over the rate", 0, 1e3)
-    newton_schulz: str = option("airbench", "muon: whose coefficients of its iteration",
+    newton_schulz: str = option("airbench", "muon: which published coefficients of the Newton-Schulz iteration",
                                 choices=("airbench", "hiverge"))
     rescale_growth: float = option(0.0, "muon: scale the filters to their norm only every 2 + int(this x progress) "
                                    "steps; 0: in each", 0, 10_000)
@@ -80,8 +81,8 @@ class Ladder:
     lookahead_power: float = option(0.0, "that share grows from 0 as this power of the run's; 0: constant", 0, 100)
     lookahead_epochs: float = option(0.0, "lookahead in so many last epochs only; 0: all along", 0, 1e5)
     sides: str = option("", "training images' side x epochs, the last one to the end: '24x3 28x3 32'; empty: 32")
-    tta: str = option("none", "views of a test image at the end, whose logits are averaged; unsure: six of the quarter "
-                      "of the images whose class is least probable", choices=VIEWS)
+    tta: str = option("none", "views of a test image at the end, whose logits are averaged; unsure: six views for the "
+                      "quarter of the images on which the network is least confident, one for the rest", choices=VIEWS)
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,14 @@ class Selection:
     """Which images."""
 
     holdout: int = option(0, "training images to validate on in place of the test set; 0: none", 0, 10_000_000)
-    limit_train: int = option(0, "use only so many training images, equally many of each class; 0: all", 0, 10_000_000)
-    limit_test: int = option(0, "use only so many test images, equally many of each class; 0: all", 0, 10_000_000)
+    limit_train: int = option(0, "use only so many training images, the classes as even as possible; 0: all",
+                              0, 10_000_000)
+    limit_test: int = option(0, "use only so many test images, the classes as even as possible; 0: all", 0, 10_000_000)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how: for the speed; the result stays the same to rounding."""
+    """Where and how: for the speed; the result stays the same to rounding, but each replica has its own batch norm."""
 
     tpu: str = option("", "name or address of a TPU; empty: this machine's own")
     pipeline: str = option("auto", "who makes the batches; auto: the device", choices=("auto", "host", "device"))
@@ -120,6 +122,12 @@ class Runs:
 
 
 GROUPS = (Ladder, Selection, Machine, Runs)
+# Of train_eager.py's own flags, those that do more here.
+HELPS = {
+    "data": "CIFAR-10's folder or archive, an .npz, a folder of images by class, one of TFRecords (gs://... too), or "
+    "the word synthetic; empty: ./data, downloaded if missing",
+    "checkpoint_dir": "folder or gs://... for the checkpoints, in place of the run's folder; --resume goes on",
+}
 # DavidNet's own that make a recipe; the rest of train_eager.py's say which run, where and how.
 OF_DAVIDNET = (
     "epochs",

@@ -5,12 +5,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import make_dataclass
 from typing import Any
 
 from lab.base.errors import Parser, UserError, debugging, exits_with_one_line
 from lab.base.quiet import held_back
 from lab.machine import memory
-from lab.options import GROUPS
+from lab.options import GROUPS, HELPS, option
 
 PACKAGES = ("numpy", "tensorflow", "keras", "tqdm")  # of requirements.txt
 
@@ -38,11 +39,15 @@ def flags(config: Any, add_flags: Callable[[Any, Any], None]) -> Parser:
     parser = Parser(
         description="Trains DavidNet, or another recipe, on CIFAR-10. A value edited at the top of train_eager.py "
         "counts like its flag.",
-        conflict_handler="resolve",  # flip is wider in lab/options.py
+        conflict_handler="resolve",  # flip is wider in lab/options.py, and HELPS are of flags that are there already
     )
     for kind in (config, *GROUPS):
         title, _, _ = (kind.__doc__ or "").partition("\n")
-        add_flags(parser.add_argument_group(title), kind)
+        group = parser.add_argument_group(title)
+        add_flags(group, kind)
+        if kind is config:
+            again = [(name, str, option(getattr(kind, name), about)) for name, about in HELPS.items()]
+            add_flags(group, make_dataclass("Again", again))
     return parser
 
 

@@ -116,7 +116,7 @@ def load(folder: str | Path, views: str = "") -> Trained:
     Args:
         folder: the run's, with result.json and weights.npz, or its result.json. Those are the evaluated weights: of
             a recipe with a moving average, the averages.
-        views: none, flip or six in place of the run's own.
+        views: none, flip, six or unsure in place of the run's own.
 
     Raises:
         UserError: if a file is missing, damaged, or of another network or run, or if the run has not ended.

@@ -42,6 +42,9 @@ def test_every_hyperparameter_is_a_flag_once_in_its_group():
         assert len(re.findall(rf"^  {options.flag(item.name)}[ ,]", text, re.MULTILINE)) == 1, item.name
     assert text.index("--epochs") < text.index("--network") < text.index("--holdout") < text.index("--resume")
     assert "{none,random,alternating}" in text
+    words = " ".join(text.split())
+    for name, about in options.HELPS.items():
+        assert f"{about} (default: {getattr(train_eager.Config, name)!r})" in words, name
 
 
 def test_flags_are_parsed_with_their_types():
