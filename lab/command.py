@@ -41,6 +41,9 @@ def train(**changes: Any) -> dict[str, Any]:
     options = assemble.configure({k: v for k, v in changes.items() if k in ("resume", "runs")} if named else changes)
     source, begun = "", series.find(options)
     if begun:
+        out = os.path.expanduser(changes.get("out") or begun)
+        if Path(out).resolve() != Path(begun).resolve():
+            raise UserError(f"--out {out}: the series in {begun} goes on in its own folder; leave --out away")
         options = resumed_options(begun, series.hyperparameters(Path(begun)), changes, series.KEPT)
         console.say(f"the series in {begun} goes on")
     elif options.resume and options.runs == 1:
@@ -130,9 +133,9 @@ class Runs:
             saved = resume.newest_of(source, own_checkpoints(options)) if source else None
             images = before.images if before else load.of(options)
             if saved is not None:
-                resume.check_data(saved, images.sha256())
+                resume.check_data(saved, images.sha256)
             if own is not None:
-                own.say(data_sha256=images.sha256())
+                own.say(data_sha256=images.sha256)
             if before:
                 assemble.restart(before, options)
             else:

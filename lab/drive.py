@@ -47,7 +47,7 @@ class Drive:
     ) -> None:
         self.training, self.folder, self.interrupt, self.saved = training, folder, interrupt, saved
         self.options: Options = training.config
-        self.data_sha256, self.code = training.images.sha256(), record.code()
+        self.data_sha256, self.code = training.images.sha256, record.code()
         self.progress, self.compile_seconds = Progress(), 0.0
         where = os.path.expanduser(self.options.checkpoint_dir) or str(folder)
         self.checkpoints = Checkpoints(where, self.options.keep, assemble.variables(training))
@@ -64,13 +64,13 @@ class Drive:
         """
         options, training = self.options, self.training
         say_header(self)
-        self.board = Board(self.folder) if options.tensorboard and self.folder else None
         if self.saved is not None:
             self.checkpoints.restore(self.saved)
         if not compiled:
             check_memory(self)
             self.compile_seconds = warm_up(training)
             console.say(f"compiled in {self.compile_seconds:.1f} s; the clocks start now")
+        self.board = Board(self.folder) if options.tensorboard and self.folder else None
         console.say(f"\n{console.heading()}")
         if self.saved is not None:
             self._go_on(self.saved)
@@ -311,7 +311,7 @@ def check_memory(drive: Drive) -> None:
         unit = math.lcm(training.replicas, options.ghost_groups or 1)
         image_bytes = number_bytes * describe.outputs(training.layers[sides.FULL])
         weight_bytes = 4 * networks.parameters(training.network)
-        note = memory.check_batch(options.batch_size, image_bytes, unit, weight_bytes)
+        note = memory.check_batch(options.batch_size // training.placement.workers, image_bytes, unit, weight_bytes)
         if note:
             console.say(f"note: {note}")
 

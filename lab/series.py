@@ -46,7 +46,7 @@ def find(options: Options) -> str:
         if claim.is_written(folder):
             continue
         seeds = range(values["seed"], values["seed"] + values["runs"])
-        if not all(resume.finished(folder / f"seed-{seed}") for seed in seeds):
+        if not all(resume.ended(folder / f"seed-{seed}") for seed in seeds):
             return str(folder)
     return ""
 

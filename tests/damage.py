@@ -33,7 +33,7 @@ from lab.runs import checkpoint, record
 
 def load_data(path):
     images = data.load(str(path), seed=0)
-    return images.sha256(), images.classes, images.doubt
+    return images.sha256, images.classes, images.doubt
 
 
 def load_checkpoint(folder):

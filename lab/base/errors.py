@@ -160,6 +160,8 @@ def exits_with_one_line(main: Callable[P, int]) -> Callable[P, int]:
 
     @functools.wraps(main)
     def guarded(*arguments: P.args, **options: P.kwargs) -> int:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal without σ, a file's odd name
         try:
             code = main(*arguments, **options)
             sys.stdout.flush()

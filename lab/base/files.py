@@ -44,7 +44,8 @@ def replace(path: str | Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())  # or the new name could survive a power cut and the content not
-        os.chmod(temporary, 0o644)  # a temporary file is its owner's alone
+        with contextlib.suppress(OSError):  # some mounts, as WSL's of Windows' disks, have no modes
+            os.chmod(temporary, 0o644)  # a temporary file is its owner's alone
         os.replace(temporary, path)
     except BaseException:  # Ctrl-C too
         if temporary is not None:

@@ -1,5 +1,6 @@
 """A data set in memory, with where it is from and a checksum."""
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ class ImageSet:
     synthetic: bool
     doubt: str = ""
 
+    @functools.cached_property
     def sha256(self) -> str:
         """Hexadecimal checksum of the four arrays: dtypes, shapes and bytes, whatever they were read from."""
         digest = hashlib.sha256()

@@ -21,12 +21,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter; read at its import
-
-import tensorflow as tf
 
 from data import mean_std
 from lab.base import storage
@@ -114,7 +111,7 @@ def write(folder: str, images: ImageSet) -> Manifest:
             "source": images.source,
             "synthetic": images.synthetic,
             "doubt": images.doubt,
-            "images_sha256": images.sha256(),
+            "images_sha256": images.sha256,
             "mean": mean.tolist(),
             "std": std.tolist(),
             "classes": images.classes,
@@ -196,7 +193,7 @@ def read(path: str) -> ImageSet:
         doubt=manifest.doubt,
     )
     # Every shard may be complete, but they are not those, or not in that order.
-    if images.sha256() != manifest.images_sha256:
+    if images.sha256 != manifest.images_sha256:
         raise UserError(f"--data {path} does not hold the images that {TFRECORD_MANIFEST} says; {_AGAIN}")
     return images
 
@@ -316,10 +313,11 @@ def _batches(folder: str, shards: Sequence[RecordFile]) -> Iterator[tuple[int, N
         return records.batch(RECORDS_A_BATCH).map(lambda batch: (number, *_decode(batch)))
 
     paths = [f"{folder}/{shard.file}" for shard in shards]
-    files = tf.data.Dataset.from_tensor_slices((paths, np.arange(len(paths))))
+    files, options = tf.data.Dataset.from_tensor_slices((paths, np.arange(len(paths)))), tf.data.Options()
+    options.autotune.enabled = False  # see data.each_replica
     # Which shard's batch comes first does not matter, so no reader waits for another.
     batches = files.interleave(of_shard, cycle_length=READERS, num_parallel_calls=READERS, deterministic=False)
-    return batches.as_numpy_iterator()
+    return batches.with_options(options).as_numpy_iterator()
 
 
 def _decode(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

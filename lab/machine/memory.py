@@ -27,10 +27,11 @@ def restart_with_huge_pages() -> None:
     TensorFlow takes its CPU buffers from malloc, which maps the large ones again at every step, and the kernel
     zeroes gigabytes 4 KiB at a time. With pages of 2 MiB that all but disappears. The allocator reads its
     setting only as a process starts, hence the restart; call this before slow imports. Nothing happens in a
-    notebook, elsewhere than under glibc, or where the setting is made already.
+    notebook or at a prompt, whose session would end, elsewhere than under glibc, or where the setting is made already.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if platform.libc_ver()[0] != "glibc" or TUNABLE in tunables or console.in_kernel():
+    at_prompt = console.in_kernel() or hasattr(sys, "ps1")  # Python's and IPython's have a ps1
+    if platform.libc_ver()[0] != "glibc" or TUNABLE in tunables or at_prompt:
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

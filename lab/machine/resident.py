@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from data import Batches, Images, each_replica, plan
 from lab.machine import sides
 
-PLANNED = 6  # columns of data.plan
 MOST_GROUPS = 200  # of an epoch's images, for one draw each (D. C. Page, post 8)
 
 
@@ -57,7 +56,7 @@ class HostBatches(Batches):
         return images, labels
 
     def rows(self, epoch: int) -> NDArray[np.int32]:
-        """The epoch's plan: int32 (steps, batch_size, 6), or 8 with jitter, whose two numbers are float32s' bits.
+        """The epoch's plan: int32 (steps, batch_size, 6), or 8 with jitter, whose two last are float32s' bits.
 
         With `across_epochs` the passes over the images follow one another without a gap, and an epoch is what its
         batches hold, also if that begins in one pass and ends in the next.
@@ -87,10 +86,10 @@ class HostBatches(Batches):
         return rows
 
     def make(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        images, labels = super().make(rows[:, :PLANNED])
-        if rows.shape[1] == PLANNED:
-            return images, labels
-        draws = tf.bitcast(rows[:, PLANNED:], tf.float32)  # (b, 2)
+        if not (self.config.brightness or self.config.contrast):
+            return super().make(rows)
+        images, labels = super().make(rows[:, :-2])
+        draws = tf.bitcast(rows[:, -2:], tf.float32)  # (b, 2)
         return jittered(images, draws, self.config.brightness, self.config.contrast), labels
 
 
@@ -139,10 +138,10 @@ class ResidentBatches(HostBatches):
         """Brings images and labels to the device: unpadded, an image as a row of bytes.
 
         A TPU would bring a data set of four dimensions into another order at every step; and there whatever a step uses
-        besides variables is an input, to be brought there for every step.
+        besides variables is an input, to be brought there for every step. Of several GPUs each needs its own copy.
         """
         pixels = self.images.train_images.reshape(len(self.images.train_images), -1)
-        if isinstance(self.strategy, tf.distribute.TPUStrategy):
+        if isinstance(self.strategy, (tf.distribute.TPUStrategy, tf.distribute.MirroredStrategy)):
             self.pixels = tf.Variable(pixels, trainable=False)
             self.labels = tf.Variable(self.images.train_labels, trainable=False)
         else:

@@ -95,7 +95,7 @@ def load_data(result: Mapping[str, Any], options: Mapping[str, Any], path: str |
         limit_test=options["limit_test"],
         holdout=options["holdout"],
     )
-    classes, sha256 = known.get("classes"), images.sha256()
+    classes, sha256 = known.get("classes"), images.sha256
     if classes is not None and list(images.classes) != classes:
         raise UserError(
             f"--data: {images.source} has the classes {', '.join(images.classes)}, the run had "

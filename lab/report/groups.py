@@ -117,12 +117,13 @@ def _references(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 def _identity(run: Run, changes: Mapping[str, Any]) -> tuple[Any, ...]:
     # A subset is drawn by the seed, and so are made-up images, whose source names it: their sums differ.
-    images = "" if run.synthetic else run.data_source if _drawn_by_seed(run) else run.data_sha256
+    images = "" if run.synthetic else run.data_source if drawn_by_seed(run) else run.data_sha256
     counts = (run.train_images, run.test_images, len(run.epochs))
     return (run.recipe, tuple(sorted(changes.items())), run.unlike, run.synthetic, images, counts)
 
 
-def _drawn_by_seed(run: Run) -> bool:
+def drawn_by_seed(run: Run) -> bool:
+    """Whether another seed has other images: synthetic ones, subsets and held-out parts."""
     return run.synthetic or any(run.hyperparameters.get(name) for name in ALL_IMAGES)
 
 

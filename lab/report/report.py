@@ -97,8 +97,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.html:
         write_whole(options.html, page.html(report))
         print(f"wrote {options.html}", file=sys.stderr if options.json else sys.stdout)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without σ
     print(json.dumps(as_json(report), indent=2, allow_nan=False) if options.json else tables.as_text(report))
     return 0
 

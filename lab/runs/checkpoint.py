@@ -117,8 +117,8 @@ class Checkpoints:
         held = [(array.shape, tf.as_dtype(array.dtype)) for array in arrays]
         if held != shapes:
             raise UserError(
-                f"the checkpoint {saved.prefix} is of another network or optimizer, or of another version of these "
-                "scripts; resume with what it was made with, or start a new run"
+                f"the checkpoint {saved.prefix} is of another network, optimizer or --precision, or of another version "
+                "of these scripts; resume with what it was made with, or start a new run"
             )
         for array, variable in zip(arrays, self.variables, strict=True):
             variable.assign(array)

@@ -28,6 +28,7 @@ from lab.runs.results import SERIES
 NAME = "run.json"
 PART = f"{NAME}.part"  # while it is being written
 MARKER = "writing-"
+OPENED = os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # Windows has the latter
 LARGEST = 2**20  # bytes of a run.json; it has a few thousand
 OWN = (NAME, "checkpoints")  # what may lie there before a run has left anything
 _markers: set[str] = set()  # of this process
@@ -50,7 +51,7 @@ def read(folder: str | Path) -> dict[str, Any]:
 def is_written(folder: str | Path) -> bool:
     """Whether a live process is writing to this local folder."""
     try:
-        descriptor = os.open(f"{folder}/{NAME}", os.O_RDWR | os.O_NONBLOCK)
+        descriptor = os.open(f"{folder}/{NAME}", OPENED)
     except OSError:
         return False
     try:
@@ -70,7 +71,7 @@ class Claim:
 
     name: str
     about: dict[str, Any] = field(default_factory=dict)
-    _held: list["_Folder"] = field(default_factory=list)
+    _held: list["_Local | _Remote"] = field(default_factory=list)
 
     def take_new(self, parent: Path, name: str) -> str:
         """Makes and claims a folder of that name, or of the first of name-2, name-3, ... that is free: its path."""
@@ -170,16 +171,6 @@ class _Folder:
         remedy = f"--resume {self.path} goes on with it, or choose" if goes_on else "choose"
         raise UserError(f"{self.flag} {self.path} holds {what}; {remedy} another folder")
 
-    def write(self, about: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-    def undo(self) -> None:
-        """Removes what was made, if the run has left nothing."""
-        raise NotImplementedError
-
-    def release(self) -> None:
-        raise NotImplementedError
-
 
 class _Local(_Folder):
     def __init__(self, flag: str, path: str, name: str, again: bool) -> None:
@@ -208,7 +199,7 @@ class _Local(_Folder):
         tries = 5
         while True:
             # A link would lead elsewhere, and a FIFO would wait.
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o644)
+            descriptor = os.open(path, OPENED | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             if not lock(descriptor):
                 os.close(descriptor)
                 if tries := tries - 1:  # somebody may only have asked
@@ -229,7 +220,8 @@ class _Local(_Folder):
         # In place: a new file would not be locked.
         content = encode(about).encode()
         try:
-            os.pwrite(self.descriptor, content, 0)
+            os.lseek(self.descriptor, 0, os.SEEK_SET)
+            os.write(self.descriptor, content)
             os.ftruncate(self.descriptor, len(content))
             os.fsync(self.descriptor)
         except OSError as error:

@@ -31,7 +31,7 @@ def find_newest(recipe: str, seed: int) -> str:
     """The newest run under runs/ of this recipe and seed that is not finished, has a checkpoint and that no process
     is writing to; "" if there is none. Notes what is damaged."""
     for folder in by_age(Path("runs").glob(f"{recipe}-{seed}-*")):
-        if finished(folder) or claim.is_written(folder):
+        if ended(folder) or claim.is_written(folder):
             continue
         saved, damaged = checkpoint.newest(str(folder))
         for line in damaged:
@@ -39,7 +39,9 @@ def find_newest(recipe: str, seed: int) -> str:
         if saved is not None:
             try:
                 progress.read(saved)
-                return str(folder)
+                made = saved.about["hyperparameters"]
+                if (made["recipe"], made["seed"]) == (recipe, seed):  # a folder may be named otherwise
+                    return str(folder)
             except UserError as error:
                 console.say(f"note: {error}")
     return ""
@@ -65,11 +67,6 @@ def ended(folder: str | Path) -> dict[str, Any] | None:
     except UserError as error:  # the checkpoint counts
         console.say(f"note: {error}")
     return None
-
-
-def finished(folder: Path) -> bool:
-    """Whether the run in that folder has ended and left its weights."""
-    return ended(folder) is not None
 
 
 def check_last(folder: str, epochs: int, step: int, last: int, *, stays: bool = False) -> None:

@@ -143,7 +143,7 @@ class Tuner:
             self.changes["precision"] = known.get("precision", here)
             self.start = assemble.configure(self.changes)
         self.about = {name: getattr(self.start, name) for name in (*IDENTITY, "precision")}
-        self.about["images"] = self.images.sha256()
+        self.about["images"] = self.images.sha256
         if known:
             self._check_same({"precision": self.start.precision} | known)  # an older one says none
         self.trace: list[dict[str, Any]] = []

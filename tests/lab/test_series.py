@@ -170,6 +170,8 @@ def test_what_does_not_go_is_one_line(done, options, tmp_path, monkeypatch):
     folder = done[0]
     with pytest.raises(UserError, match="holds a series"):
         command.train(**options, seed=5, runs=3, out=str(folder))
+    with pytest.raises(UserError, match="goes on in its own folder; leave --out away"):
+        command.train(resume=str(folder), out=str(tmp_path / "new"))
     with pytest.raises(UserError, match="--width 4, not 8"):
         command.train(resume=str(folder), width=8)
     with pytest.raises(UserError, match="holds no series"):

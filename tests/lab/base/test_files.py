@@ -57,6 +57,15 @@ def test_bytes_text_and_rights(tmp_path):
         files.write_whole(tmp_path / "no folder" / "text", "")
 
 
+def test_a_mount_without_modes_takes_files(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refused)
+    files.write_whole(tmp_path / "file", "words")
+    assert (tmp_path / "file").read_text() == "words"
+
+
 def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
     path, contents = tmp_path / "file", {"a" * 300_000, "b" * 200_000}
     files.write_whole(path, "a" * 300_000)

@@ -219,15 +219,15 @@ def test_a_folder_of_images_by_class(tmp_path: Path) -> None:
 def test_the_checksum_is_of_the_arrays_and_not_of_the_files(tmp_path: Path) -> None:
     python = load.load(str(make_python(tmp_path / "cifar-10-batches-py", 5)), seed=0)
     binary = load.load(str(make_binary(tmp_path / "cifar-10-batches-bin", 5)), seed=0)
-    assert python.sha256() == binary.sha256()
+    assert python.sha256 == binary.sha256
     pixels, labels = bytes([5]) * 3072 * COUNT, struct.pack("<i", 1) * COUNT
     expected = hashlib.sha256(
         b"|u1 (100, 32, 32, 3);" + pixels * 5 + b"<i4 (100,);" + labels * 5
         + b"|u1 (20, 32, 32, 3);" + pixels + b"<i4 (20,);" + labels
     )  # fmt: skip
-    assert python.sha256() == expected.hexdigest()
+    assert python.sha256 == expected.hexdigest()
     other = load.load(str(make_binary(tmp_path / "x" / "cifar-10-batches-bin", 6)), seed=0)
-    assert other.sha256() != python.sha256()
+    assert other.sha256 != python.sha256
 
 
 # ---- subsets -----------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_limits_are_balanced_seeded_and_keep_labels_with_their_images(tmp_path: 
         chosen = sorted(same_images(getattr(images, f"{part}_images"), getattr(whole, f"{part}_images")))
         np.testing.assert_array_equal(getattr(images, f"{part}_labels"), np.array(chosen) % 10)
     again, other = (load.load(path, seed=seed, limit_train=50, limit_test=23) for seed in (1, 2))
-    assert again.sha256() == images.sha256() != other.sha256()
+    assert again.sha256 == images.sha256 != other.sha256
     larger = load.load(path, seed=1, limit_train=70)
     assert same_images(images.train_images, whole.train_images) < same_images(larger.train_images, whole.train_images)
 
@@ -291,8 +291,8 @@ def test_holding_out_takes_from_training_and_replaces_the_test_set(tmp_path: Pat
     assert len(rest) == 500 and len(held_out) == 100 and not rest & held_out
     np.testing.assert_array_equal(images.test_labels, np.array(sorted(held_out)) % 10)
     assert images.source == f"{Path(path).name} (validation: 100 held out of the training set; test set unused)"
-    assert load.load(path, seed=3, holdout=100).sha256() == images.sha256()
-    assert load.load(path, seed=4, holdout=100).sha256() != images.sha256()
+    assert load.load(path, seed=3, holdout=100).sha256 == images.sha256
+    assert load.load(path, seed=4, holdout=100).sha256 != images.sha256
     limited = load.load(path, seed=3, holdout=100, limit_train=40, limit_test=20)
     assert same_images(limited.train_images, whole.train_images) < rest
     assert same_images(limited.test_images, whole.train_images) < held_out
@@ -338,8 +338,8 @@ def test_each_hyperparameter_reaches_the_images(tmp_path: Path, name: str, count
     path = str(save(tmp_path / "x.npz", 600, 200))
     others = {"limit_train": 30, "limit_test": 10, "holdout": 60}
     images = load.of(options(path, **{**others, name: count}))
-    assert images.sha256() == load.load(path, **{"seed": 3, **others, name: count}).sha256()
-    assert images.sha256() != load.of(options(path, **others)).sha256()
+    assert images.sha256 == load.load(path, **{"seed": 3, **others, name: count}).sha256
+    assert images.sha256 != load.of(options(path, **others)).sha256
 
 
 def test_no_path_among_the_hyperparameters_looks_in_the_usual_places() -> None:

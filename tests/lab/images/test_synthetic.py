@@ -28,8 +28,8 @@ def test_each_seed_makes_its_own_images_and_the_word_asks_for_them(monkeypatch: 
     monkeypatch.setattr(synthetic, "TRAIN_IMAGES", 200)
     monkeypatch.setattr(synthetic, "TEST_IMAGES", 100)
     made = synthetic.make(0)
-    assert synthetic.make(0).sha256() == made.sha256() != synthetic.make(1).sha256()
-    assert load.load("synthetic", seed=0).sha256() == made.sha256()
+    assert synthetic.make(0).sha256 == made.sha256 != synthetic.make(1).sha256
+    assert load.load("synthetic", seed=0).sha256 == made.sha256
     small = load.load("synthetic", seed=0, limit_train=100, limit_test=50)
     assert small.synthetic and len(small.train_labels) == 100 and len(small.test_labels) == 50
     known = {image.tobytes() for image in made.train_images}

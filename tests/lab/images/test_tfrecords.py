@@ -44,7 +44,7 @@ def same(one, other):
 
 def test_what_is_written_is_read(folder, small_data, capsys):
     arrays, read = load.load(small_data, seed=0), load.load(str(folder), seed=0)
-    assert same(read, arrays) and read.sha256() == arrays.sha256()
+    assert same(read, arrays) and read.sha256 == arrays.sha256
     assert read.classes == arrays.classes and read.train_labels.dtype == np.int32
     assert read.source == "small.npz, from TFRecords" and not read.synthetic
     for one, other in zip(mean_std(read.train_images), mean_std(arrays.train_images), strict=True):
@@ -76,7 +76,7 @@ def test_the_shards_are_plain_tfrecords_and_the_manifest_says_what_they_hold(fol
     with np.load(small_data) as arrays:
         images, labels = arrays["x_train"], arrays["y_train"]
     assert manifest["train_images"] == 80 and manifest["test_images"] == 24
-    assert manifest["images_sha256"] == load.load(small_data, seed=0).sha256()
+    assert manifest["images_sha256"] == load.load(small_data, seed=0).sha256
     assert manifest["classes"] == ["0", "1", "2", "3"] and manifest["source"] == "small.npz"
     np.testing.assert_allclose(manifest["mean"], images.mean((0, 1, 2)) / 255, rtol=1e-12)
     np.testing.assert_allclose(manifest["std"], images.std((0, 1, 2)) / 255, rtol=1e-12)
@@ -103,7 +103,7 @@ def test_the_same_images_give_the_same_files(folder, small_data, tmp_path):
 def test_subsets_are_those_of_the_arrays(folder, small_data):
     options = {"seed": 3, "holdout": 16, "limit_train": 40, "limit_test": 8}
     arrays, read = load.load(small_data, **options), load.load(str(folder), **options)
-    assert same(read, arrays) and read.sha256() == arrays.sha256()
+    assert same(read, arrays) and read.sha256 == arrays.sha256
 
 
 def test_a_folder_that_holds_something_is_not_written_to(folder, small_data, capsys):

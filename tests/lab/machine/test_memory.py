@@ -70,6 +70,15 @@ def test_a_notebooks_kernel_is_left_alone(monkeypatch):
     memory.restart_with_huge_pages()
 
 
+def test_a_prompt_is_left_alone(monkeypatch):
+    from lab.machine import memory
+
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(memory.os, "execv", lambda *_: pytest.fail("the session would be gone"))
+    memory.restart_with_huge_pages()
+
+
 def test_what_is_free_is_given_back():
     command = [sys.executable, "-c", FREED]
     result = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)

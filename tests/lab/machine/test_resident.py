@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import data
+from lab.machine import resident
 from lab.machine.resident import HostBatches, ResidentBatches, grouped, reflected, take, take_by_products
 
 COUNT, BATCH = 40, 8
@@ -55,6 +56,26 @@ def test_a_batch_is_what_numpy_makes_of_the_plan(images, changes, products):
         for image, row in zip(made.numpy(), rows, strict=True):
             expected = by_numpy(images, row, settings.pad, settings.cutout, row[3])
             np.testing.assert_allclose(image, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [HostBatches, ResidentBatches])
+@pytest.mark.parametrize("jitter", [0.0, 0.3])
+def test_a_column_that_somebody_adds_to_the_plan_comes_to_make(images, kind, jitter, monkeypatch):
+    """As docs/changing.md has it: an edited data.plan and data.Batches.make, here with a factor for each image."""
+    planned, made = resident.plan, data.Batches.make
+    seven = ((0, 0), (0, 0), (0, 1))
+    monkeypatch.setattr(resident, "plan", lambda *what: np.pad(planned(*what), seven, constant_values=7))
+
+    def make(batches, rows):
+        pixels, labels = made(batches, rows[:, :6])
+        return pixels, labels * rows[:, 6]
+
+    plain = kind(config(), images, one_device())
+    _, labels = plain.make(tf.constant(plain.rows(2)[0][:, :6]))
+    monkeypatch.setattr(data.Batches, "make", make)
+    batches = kind(config(brightness=jitter), images, one_device())
+    _, changed = batches.make(tf.constant(batches.rows(2)[0]))
+    np.testing.assert_array_equal(changed, 7 * labels.numpy())
 
 
 @pytest.mark.parametrize("kind", [HostBatches, ResidentBatches])

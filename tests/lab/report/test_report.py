@@ -82,8 +82,21 @@ def test_two_sets_are_compared(series, capsys):
     assert found["difference"] == pytest.approx(second.mean() - first.mean())
     assert [entry["name"][:2] for entry in out["sets"]] == ["A:", "B:"]
     text = shown(capsys, *paths)
+    assert "images are not the same" not in text
     assert "B - A" in text and f"{100 * (second.mean() - first.mean()):+.3f}" in text and "Welch" in text
     assert f"{statistics.runs_needed(0.001, first.std(ddof=1), second.std(ddof=1))}" in text
+
+
+def test_two_sets_of_other_images_are_compared_with_a_word(series, made_result, capsys):
+    data = made_result()["data"]
+    other = series("other", [0.94, 0.942], data=data | {"sha256": "0" * 64})
+    assert "images are not the same" in shown(capsys, series("one", [0.93, 0.932]), other)
+    # Where the seed draws the images, no two runs have the same ones.
+    held = [
+        series(name, [0.94, 0.942], hyperparameters={"holdout": 5000}, data=data | {"sha256": sha256 * 64})
+        for name, sha256 in (("left", "1"), ("right", "2"))
+    ]
+    assert "images are not the same" not in shown(capsys, *held)
 
 
 def test_what_cannot_be_compared_says_why(series, leave, capsys, tmp_path):

@@ -86,14 +86,14 @@ def test_what_a_killed_run_left_of_a_checkpoint_goes_with_the_next_and_nothing_e
 def test_another_network_is_refused_in_one_line(tmp_path):
     made(tmp_path)[0].save(1, {})
     saved, _ = checkpoint.newest(str(tmp_path))
-    with pytest.raises(UserError, match="another network or optimizer"):
+    with pytest.raises(UserError, match="another network, optimizer or --precision"):
         made(tmp_path, width=3)[0].restore(saved)
 
 
 def test_a_checkpoint_that_lacks_a_variable_is_refused(tmp_path):
     saver, variables = made(tmp_path)
     Checkpoints(str(tmp_path), 2, variables[:-1]).save(1, {})
-    with pytest.raises(UserError, match="another network or optimizer"):
+    with pytest.raises(UserError, match="another network, optimizer or --precision"):
         saver.restore(checkpoint.newest(str(tmp_path))[0])
 
 

@@ -287,6 +287,16 @@ def test_a_run_of_another_version_is_told_so_and_auto_passes_over_it(short, tmp_
     assert resume.find_newest("davidnet", 0) == "" and "has no updates" in capsys.readouterr().out
 
 
+def test_auto_does_not_take_another_recipes_run_whose_name_begins_alike(short, tmp_path, monkeypatch):
+    stopped(short)
+    (Path(short["out"]) / "weights.npz").unlink()  # as if it had been killed before it ended
+    os.renames(short["out"], tmp_path / "runs" / "davidnet-20-0-20260101-000000")  # as of a recipe davidnet-20
+    monkeypatch.chdir(tmp_path)
+    assert resume.find_newest("davidnet", 20) == ""
+    folder = Path("runs", "davidnet-20-0-20260101-000000").rename("runs/davidnet-0-20260101-000000")
+    assert resume.find_newest("davidnet", 0) == str(folder)
+
+
 def test_sides_may_be_written_in_any_way(short):
     stopped(short, sides="24x1   032")
     assert len(command.train(resume=short["out"], stop_after=2)["epochs"]) == 2
