@@ -187,7 +187,7 @@ print("codes", *codes)
     "flags",
     [
         ["--recipe", "eager-tutorial", "--warmup-epochs", 1],
-        ["--logical-devices", 2, "--learning-rate", 0.05, "--ema-every", 2, "--tta", "flip"],
+        ["--logical-devices", 2, "--learning-rate", 0.05, "--ema-every", 2, "--tta", "flip", "--network", "conv3"],
     ],
     ids=["dropout", "two replicas"],
 )
@@ -320,7 +320,7 @@ def test_auto_takes_the_newest_unfinished_run_or_starts_one(short, tmp_path, mon
 @pytest.mark.long
 def test_another_number_of_replicas_sees_the_same_batches(data, tmp_path):
     """Plain steps and the same ghost groups: 2 replicas go on from 1's checkpoint to the same weights, to rounding."""
-    flags = ["--ghost-groups", 2, "--learning-rate", 0.02]
+    flags = ["--ghost-groups", 2, "--learning-rate", 0.02, "--network", "conv3"]
     first = tmp_path / "one"
     assert faults.run(faults.command(data, first, *flags, "--stop-after", 2))[0] == 0
     second = tmp_path / "two"
