@@ -86,10 +86,12 @@ class HostBatches(Batches):
         return rows
 
     def make(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        if not (self.config.brightness or self.config.contrast):
-            return super().make(rows)
-        images, labels = super().make(rows[:, :-2])
-        draws = tf.bitcast(rows[:, -2:], tf.float32)  # (b, 2)
+        jitter = bool(self.config.brightness or self.config.contrast)
+        planned = rows.shape[1] - 2 * jitter
+        images, labels = super().make(rows[:, :planned])
+        if not jitter:
+            return images, labels
+        draws = tf.bitcast(rows[:, planned:], tf.float32)  # (b, 2)
         return jittered(images, draws, self.config.brightness, self.config.contrast), labels
 
 
