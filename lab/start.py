@@ -1,17 +1,17 @@
 """How the programs start: the flags are read before TensorFlow loads, so that -h and a mistake are answered at once."""
 
+import argparse
 import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import make_dataclass
 from typing import Any
 
 from lab.base.errors import Parser, UserError, debugging, exits_with_one_line
 from lab.base.quiet import held_back
 from lab.machine import memory
-from lab.options import GROUPS, HELPS, option
+from lab.options import GROUPS, HELPS, flag
 
 PACKAGES = ("numpy", "tensorflow", "keras", "tqdm")  # of requirements.txt
 
@@ -46,8 +46,9 @@ def flags(config: Any, add_flags: Callable[[Any, Any], None]) -> Parser:
         group = parser.add_argument_group(title)
         add_flags(group, kind)
         if kind is config:
-            again = [(name, str, option(getattr(kind, name), about)) for name, about in HELPS.items()]
-            add_flags(group, make_dataclass("Again", again))
+            for name, about in HELPS.items():
+                default = f"(default: {getattr(config, name)!r})"
+                group.add_argument(flag(name), default=argparse.SUPPRESS, help=f"{about} {default}")
     return parser
 
 

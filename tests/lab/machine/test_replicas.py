@@ -36,22 +36,16 @@ for line in sys.stdin:
 """
 
 ITERATORS = """
-import time
+import sys
+sys.path.append("tests")
 import numpy as np, tensorflow as tf
 import data
+from iterators import seconds_to_end
 from lab.machine import devices
 strategy = devices.choose("cpu", logical_devices=2).strategy
 batches = data.each_replica(strategy, np.arange(48, dtype=np.int32).reshape(4, 2, 6), lambda rows: rows)
 print([[part.numpy().tolist() for part in strategy.experimental_local_results(batch)] for batch in batches])
-iterators = [iter(batches) for _ in range(30)]
-for iterator in iterators:
-    next(iterator)
-del iterator
-time.sleep(2)
-start = time.perf_counter()
-while iterators:
-    iterators.pop()
-print(time.perf_counter() - start)
+print(seconds_to_end(batches, 30))
 """
 
 
