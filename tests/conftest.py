@@ -11,9 +11,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads only wait for 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+import faults
 import train_eager
 from lab import command, start
 from lab.base import files
@@ -33,16 +33,8 @@ def in_float32():
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory):
     """An .npz of 80 training and 24 test images of 4 classes that differ in colour."""
-    generator = np.random.default_rng(0)
-
-    def made(count):
-        labels = np.arange(count) % 4
-        images = generator.integers(0, 80, (count, 32, 32, 3)) + 40 * labels[:, None, None, None]
-        return images.astype(np.uint8), labels
-
     path = tmp_path_factory.mktemp("data") / "small.npz"
-    (x_train, y_train), (x_test, y_test) = made(80), made(24)
-    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    faults.make_data(path)
     return str(path)
 
 

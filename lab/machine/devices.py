@@ -76,8 +76,6 @@ def choose(device: str, *, tpu: str = "", logical_devices: int = 0) -> Placement
     Raises:
         UserError: if the device asked for is not there, TF_CONFIG is wrong, or the values do not go together.
     """
-    if device not in DEVICES:
-        raise UserError(f"--device {device!r} is not known; choose from {', '.join(DEVICES)}")
     if tpu and device not in ("auto", "tpu"):
         raise UserError(f"--tpu {tpu} does not go with --device {device}; use --device tpu")
     resolver = _cluster(device)
@@ -120,21 +118,15 @@ def _tpu(name: str, *, wanted: bool) -> Placement | str:
     facts = preflight.gather()
     if not (wanted or facts.tpus or "tensorflow-tpu" in facts.packages):
         return "no TPU or GPU found"
-
-    def connect() -> tf.distribute.Strategy:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name or "local")
-        tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-        return tf.distribute.TPUStrategy(resolver)
-
-    try:
-        strategy = storage.answered(connect, TPU_SECONDS) if name else connect()  # an address may never answer
+    try:  # an address may never answer
+        strategy = storage.answered(lambda: _connect(name), TPU_SECONDS) if name else choose_strategy("tpu")
     except storage.Unanswered:
         raise UserError(
             f"--tpu {name} does not answer within {TPU_SECONDS:g} s; check the address, and the TPU"
         ) from None
-    except _TPU_ERRORS as error:
-        remedy = preflight.tpu_remedy(facts, str(error))
+    except (data.UserError, *_TPU_ERRORS) as error:
+        told = error.__context__ if isinstance(error, data.UserError) else error  # TensorFlow's own words
+        remedy = preflight.tpu_remedy(facts, str(told))
         if name and "tensorflow-tpu" in facts.packages:
             remedy = f"no TPU called {name} answers ({str(error)[:150]}); leave --tpu out for this machine's own"
         if wanted:
@@ -144,14 +136,21 @@ def _tpu(name: str, *, wanted: bool) -> Placement | str:
     return Placement(strategy, "tpu", f"{cores} TPU core{'s' * (cores > 1)} found")
 
 
+@functools.cache  # a TPU that is set up anew forgets its variables
+def _connect(name: str) -> tf.distribute.Strategy:
+    """The strategy on the TPU of this name or address."""
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+    tf.config.experimental_connect_to_cluster(resolver)
+    tf.tpu.experimental.initialize_tpu_system(resolver)
+    return tf.distribute.TPUStrategy(resolver)
+
+
 # ---- several replicas on a CPU -----------------------------------------------------------------------------
 
 
 def _logical(device: str, count: int, tpu: str, clustered: bool) -> Placement:
     """`count` replicas on one CPU, for trying out on a laptop what several devices do."""
-    if count < 0:
-        raise UserError(f"--logical-devices {count} is negative; give 0 or more")
-    if count > LOGICAL_DEVICES:
+    if not 0 <= count <= LOGICAL_DEVICES:
         raise UserError(f"--logical-devices {count} is out of range; give 0 to {LOGICAL_DEVICES}")
     if device in ("gpu", "tpu") or tpu:
         raise UserError(f"--logical-devices {count} splits a CPU; use --device cpu")

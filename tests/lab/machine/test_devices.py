@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import tensorflow as tf
 
+import train_eager
 from lab.base.errors import UserError
 from lab.machine import devices, preflight
 from lab.machine.preflight import Facts, Gpu
@@ -72,11 +74,11 @@ def test_auto_takes_the_cpu_where_there_is_nothing_else(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"device": "npu"}, "choose from auto, cpu, gpu, tpu"),
         ({"device": "cpu", "tpu": "mine"}, "use --device tpu"),
         ({"device": "gpu", "logical_devices": 2}, "splits a CPU"),
         ({"device": "tpu", "logical_devices": 2}, "splits a CPU"),
-        ({"device": "cpu", "logical_devices": -1}, "give 0 or more"),
+        ({"device": "cpu", "logical_devices": -1}, "-1 is out of range; give 0 to 8"),
+        ({"device": "cpu", "logical_devices": 9}, "9 is out of range; give 0 to 8"),
     ],
 )
 def test_wishes_that_do_not_go_together_are_refused(monkeypatch, arguments, message):
@@ -330,6 +332,37 @@ def test_a_wrong_wish_is_one_line_on_stderr(capsys, monkeypatch, arguments, mess
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_tpu_is_set_up_once_in_a_process(monkeypatch):
+    """Set up anew it forgets its variables. This machine's is the core's; a named one is kept by its name."""
+    set_up = []
+    resolvers = tf.distribute.cluster_resolver
+    monkeypatch.setattr(resolvers, "TPUClusterResolver", lambda tpu: tpu)
+    monkeypatch.setattr(tf.config, "experimental_connect_to_cluster", lambda resolver: None)
+    monkeypatch.setattr(tf.tpu.experimental, "initialize_tpu_system", set_up.append)
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", lambda resolver: SimpleNamespace(num_replicas_in_sync=8))
+    monkeypatch.setattr(train_eager, "STRATEGIES", {})
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    devices._connect.cache_clear()
+    for _ in range(2):
+        own, named = devices.choose("tpu"), devices.choose("tpu", tpu="mine")
+        assert (own.kind, own.reason) == (named.kind, named.reason) == ("tpu", "8 TPU cores found")
+        assert own.strategy is train_eager.choose_strategy("tpu") is not named.strategy
+    devices._connect.cache_clear()  # of made-up strategies
+    assert sorted(set_up) == ["local", "mine"]
+
+
+def test_why_a_tpu_does_not_start_is_told_in_tensorflows_words(monkeypatch):
+    def fails(tpu):
+        raise ValueError("No matching devices found for TPU_SYSTEM")
+
+    monkeypatch.setattr(tf.distribute.cluster_resolver, "TPUClusterResolver", fails)
+    monkeypatch.setattr(preflight, "gather", lambda: Facts(TPU))
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    for name, words in (("", "TPU runtime or machine, or --device cpu (No matching"), ("mine", "answers (No matching")):
+        with pytest.raises(UserError, match=re.escape(words)):
+            devices.choose("tpu", tpu=name)
 
 
 def test_a_tpu_that_never_answers_is_waited_for_in_bounds():
