@@ -309,9 +309,10 @@ def check_memory(drive: Drive) -> None:
     if training.kind == "CPU":
         number_bytes = 4 if training.precision == "float32" else 2
         unit = math.lcm(training.replicas, options.ghost_groups or 1)
-        image_bytes = number_bytes * describe.outputs(training.layers[sides.FULL])
+        # Each worker has its part of the batch, in its own memory.
+        image_bytes = number_bytes * describe.outputs(training.layers[sides.FULL]) // training.placement.workers
         weight_bytes = 4 * networks.parameters(training.network)
-        note = memory.check_batch(options.batch_size // training.placement.workers, image_bytes, unit, weight_bytes)
+        note = memory.check_batch(options.batch_size, image_bytes, unit, weight_bytes)
         if note:
             console.say(f"note: {note}")
 

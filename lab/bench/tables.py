@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lab.bench import rivals
-from lab.report.tables import Table
+from lab.report.tables import Table, tensorflow
 
 DOUBTFUL = "†: the rounds spread by more than a quarter, or the machine was not idle; not fit to be quoted."
 SECTIONS = ("ceilings", "steps", "update", "input", "evaluation")
@@ -136,7 +136,7 @@ def scaling_in_markdown(record: dict[str, Any]) -> str:
 def conditions(record: Mapping[str, Any]) -> str:
     """The machine and the versions of a record of the bench or of pace."""
     hardware, versions = record["hardware"], record["versions"]
-    made = [f"TensorFlow {versions['tensorflow']}"]
+    made = [tensorflow(versions)]
     if "torch" in versions and "rows" in record:
         made.append(f"PyTorch {versions['torch']}")
     if "scaling" in record:

@@ -28,7 +28,7 @@ from lab.base.errors import Exit, Parser, UserError, exits_with_one_line, neares
 from lab.base.files import encode, write_whole
 from lab.machine import memory
 from lab.report import figures
-from lab.report.tables import Table
+from lab.report.tables import Table, tensorflow
 from lab.runs import record as records
 from lab.start import load
 
@@ -156,7 +156,7 @@ def conditions(record: Record) -> str:
     sizes = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record["sizes"].items())
     hardware, data = record["hardware"], record["data"]
     chips = ", ".join(hardware["accelerators"]) or f"{hardware['processor']}, {hardware['cores']} cores"
-    where = f"{chips}, {record['precision']}, TensorFlow {record['versions'].get('tensorflow', '?')}"
+    where = f"{chips}, {record['precision']}, {tensorflow(record['versions'])}"
     originals = record["original"] or record["sizes"] == load(known(record["experiment"]).module).ORIGINAL
     form = "The original's sizes" if originals else "Small form"
     made_up = "; synthetic images, not CIFAR-10" if data["synthetic"] else ""

@@ -1,7 +1,8 @@
 """Runs, groups and comparisons as rows of text, for the terminal and for a page alike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lab.report import statistics, times
 from lab.report.evidence import Report
@@ -71,8 +72,12 @@ def machine(run: Run) -> str:
     chips = list(run.accelerators)
     named = [f"{chips.count(chip)} x {chip}" for chip in dict.fromkeys(chips)]
     cores = f"{run.processor}, {run.cores} cores" if run.cores else run.processor
-    version = run.versions.get("tensorflow") or run.versions.get("tensorflow-tpu") or "?"
-    return ", ".join([*(named or [cores]), run.precision, f"TensorFlow {version}"])
+    return ", ".join([*(named or [cores]), run.precision, tensorflow(run.versions)])
+
+
+def tensorflow(versions: Mapping[str, Any]) -> str:
+    """TensorFlow 2.21.0, of recorded versions; the package for TPUs has a name of its own."""
+    return f"TensorFlow {versions.get('tensorflow') or versions.get('tensorflow-tpu') or '?'}"
 
 
 def left_out(runs: Sequence[Run]) -> str:

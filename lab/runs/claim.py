@@ -186,7 +186,7 @@ class _Local(_Folder):
                     self.made.insert(0, part)
             self.descriptor = self._open(folder / NAME)
         except OSError as error:
-            self.undo()
+            self._unmake()
             raise UserError(f"cannot write the folder {path}: {error.strerror}; try another {flag}") from None
         try:
             self.refuse_others(sorted(os.listdir(folder)))  # again: another may have come, and gone
@@ -241,6 +241,11 @@ class _Local(_Folder):
             with contextlib.suppress(FileNotFoundError):
                 (folder / "checkpoints").rmdir()  # fails if there is one
             (folder / NAME).unlink(missing_ok=True)
+        self._unmake()
+
+    def _unmake(self) -> None:
+        """Removes the folders that it made, if nothing lies in them. A run.json that it could not open is another's."""
+        with contextlib.suppress(OSError):
             for part in self.made:
                 part.rmdir()
 

@@ -122,6 +122,8 @@ def load(folder: str | Path, views: str = "") -> Trained:
         UserError: if a file is missing, damaged, or of another network or run, or if the run has not ended.
     """
     path = results.of_one_run(Path(folder).expanduser())
+    if not record.is_result(path):
+        raise UserError(f"{path} is no result of a run; give a finished run's folder")
     folder, result = path.parent, record.read_result(path)
     if result.get("finished") is not True:
         raise UserError(f"the run in {folder} has not ended; go on with it: --resume {folder}")

@@ -1,5 +1,6 @@
 """The restart, in processes of their own."""
 
+import dataclasses
 import platform
 import re
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from lab import drive
+from lab import assemble, drive
 from lab.base.errors import Exit, UserError
 from lab.ladder import networks
 from lab.machine import memory
@@ -143,6 +144,18 @@ def test_a_run_that_does_not_fit_ends_with_6_and_the_batch_it_names_runs(
     monkeypatch.setattr(drive, "warm_up", exhausted)
     assert command_line([*flags, "--out", str(tmp_path / "three")]) == 6
     assert capsys.readouterr().err == "--batch-size 64 with --width 4 does not fit in memory; try --batch-size 32\n"
+
+
+def test_of_several_workers_each_holds_its_part_of_the_batch_that_is_named(short, monkeypatch, capsys):
+    training = assemble.make(assemble.configure(short))
+    training.placement = dataclasses.replace(training.placement, workers=2)
+    needed = []
+    monkeypatch.setattr(memory, "check_batch", lambda *call: needed.append(call[0] * call[1]) or f"{call[0]} images")
+    drive.check_memory(types.SimpleNamespace(options=training.config, training=training))
+    assert capsys.readouterr().out == "note: 16 images\n"
+    training.placement = dataclasses.replace(training.placement, workers=1)
+    drive.check_memory(types.SimpleNamespace(options=training.config, training=training))
+    assert needed[0] == pytest.approx(needed[1] / 2, rel=1e-3)
 
 
 def test_a_network_that_cannot_fit_is_refused_before_it_is_built(short, monkeypatch, capsys, command_line):

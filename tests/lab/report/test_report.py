@@ -167,6 +167,12 @@ def test_a_table_as_text_and_in_markdown():
     assert table.as_markdown() == "| name | n |\n|---|---|\n| a \\| b | 12 |\n| c | 3 |"
 
 
+def test_tensorflow_for_tpus_has_another_name():
+    assert tables.tensorflow({"tensorflow-tpu": "2.20.0"}) == "TensorFlow 2.20.0"
+    assert tables.tensorflow({"tensorflow": "2.21.0"}) == "TensorFlow 2.21.0"
+    assert tables.tensorflow({}) == "TensorFlow ?"
+
+
 def test_two_sets_of_other_code_are_compared_with_a_word(series, capsys):
     code = {"commit": "0123456789", "changed": False, "sha256": "ab" * 32}
     paths = series("before", [0.94, 0.941]), series("after", [0.942, 0.943], code=code, random_stream="numpy-plan")

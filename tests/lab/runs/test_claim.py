@@ -46,6 +46,15 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path):
             own.take("--out", str(tmp_path / name))
 
 
+def test_a_run_json_that_cannot_be_opened_is_anothers_and_stays(tmp_path):
+    """As one that another user's umask closes to us; here a link, which is not followed."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").symlink_to(tmp_path / "nowhere")
+    with Claim("mine") as own, pytest.raises(UserError, match="cannot write the folder"):
+        own.take("--out", str(tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
 def test_a_folder_in_which_nothing_was_left_is_gone_again(tmp_path):
     with Claim("mine", {"seed": 3}) as own:
         own.take("--out", str(tmp_path / "a" / "b"))

@@ -151,6 +151,12 @@ def test_a_series_is_answered_by_its_name(run_folder, tmp_path):
         trained.load(series)
 
 
+def test_a_record_of_something_else_is_no_run_that_could_go_on(tmp_path):
+    for name in ("post6-norms-cpu.json", "bench-cpu.json"):
+        with pytest.raises(UserError, match=f"{name} is no result of a run; give a finished run's folder"):
+            trained.load(ROOT / "records" / name)
+
+
 def test_an_older_result_is_told_from_a_damaged_one(run_folder):
     path = run_folder / "result.json"
     result = record.read_result(path)
