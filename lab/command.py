@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from lab import assemble, series
 from lab.assemble import LabTraining, Options
-from lab.base import console, storage
+from lab.base import console
 from lab.base.errors import Exit, UserError, reported_in
 from lab.drive import PLACES, Drive, within_memory
 from lab.images import load
@@ -130,7 +130,7 @@ class Runs:
             folder, own = None, None
             if placement.worker == 0:  # of several workers, the first one writes
                 folder, own = claimed(options, source, name, held)
-            saved = resume.newest_of(source, own_checkpoints(options)) if source else None
+            saved = resume.newest_of(source, os.path.expanduser(options.checkpoint_dir)) if source else None
             images = before.images if before else load.of(options)
             if saved is not None:
                 resume.check_data(saved, images.sha256)
@@ -153,7 +153,7 @@ def claimed(options: Options, source: str, name: str, held: contextlib.ExitStack
 
     Raises UserError if one of them is another run's, another process writes to it, or it cannot be written.
     """
-    out, checkpoints = os.path.expanduser(options.out), own_checkpoints(options)
+    out, checkpoints = os.path.expanduser(options.out), os.path.expanduser(options.checkpoint_dir)
     stays = bool(source) and any(place and claim.same(source, place) for place in (out, checkpoints))
     old = claim.read(source) if stays else {}
     in_series, name = bool(name), name or old.get("name") or claim.new_name()
@@ -169,12 +169,6 @@ def claimed(options: Options, source: str, name: str, held: contextlib.ExitStack
     if checkpoints:
         own.take("--checkpoint-dir", checkpoints, again=stays and claim.same(checkpoints, source))
     return Path(out), own
-
-
-def own_checkpoints(options: Options) -> str:
-    """The folder of the checkpoints, if it is not the run's."""
-    folder = options.checkpoint_dir
-    return folder if storage.is_remote(folder) else os.path.expanduser(folder)
 
 
 def draws_images(options: Options) -> bool:

@@ -1,4 +1,4 @@
-"""The four files in a folder of their own: they train, go on, and take an edited constant like a flag."""
+"""The four files in a folder of their own: they train, leave nothing behind and go on."""
 
 import json
 import os
@@ -28,12 +28,23 @@ def alone(tmp_path):
     return folder
 
 
-def run(folder, *flags, **options):
-    """python train_eager.py in that folder, without this project on its path."""
+IMPORTED = """
+import os, sys
+import train_eager, model, data, schedule
+from tensorflow.python.eager import context
+assert not context.context()._initialized, "importing started TensorFlow's devices"
+assert not [name for name in sys.modules if name.partition(".")[0] == "lab"], "the core imported lab"
+assert sorted(os.listdir()) == ["data.py", "model.py", "schedule.py", "train_eager.py"], os.listdir()
+sys.exit(train_eager.main())
+"""
+
+
+def run(folder, *program, **options):
+    """python with that program and these flags in that folder, without this project on its path."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # no __pycache__
-    flags = [*flags, *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
-    command = [sys.executable, "train_eager.py", *flags]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    command = [sys.executable, *program, *flags]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -53,8 +64,8 @@ def without_times(rows):
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
 
 
-def test_they_train_and_leave_nothing_behind(alone, small_data):
-    done = run(alone, data=small_data, **SMALL)
+def test_they_start_nothing_when_imported_train_when_asked_and_leave_nothing_behind(alone, small_data):
+    done = run(alone, "-W", "error::DeprecationWarning:train_eager", "-c", IMPORTED, data=small_data, **SMALL)
     assert done.returncode == 0, done.stderr
     assert names_in(alone) == list(CORE)
     _, *rows = done.stdout.splitlines()
@@ -72,7 +83,7 @@ def test_a_second_call_goes_on_where_the_first_one_stopped(alone, small_data, tm
     train_eager.train(data=small_data, checkpoint_dir=str(tmp_path / "undisturbed"), **SMALL)
     train_eager.train(data=small_data, checkpoint_dir=str(alone / "stopped"), stop_after=1, **SMALL)
     first, _, _ = saved(alone / "stopped")
-    done = run(alone, data=small_data, checkpoint_dir="stopped", **SMALL)
+    done = run(alone, "train_eager.py", data=small_data, checkpoint_dir="stopped", **SMALL)
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines()[1:]] == ["2", "3"]  # the epochs that were left
     assert names_in(alone) == sorted((*CORE, "stopped/last.npz"))
@@ -82,36 +93,3 @@ def test_a_second_call_goes_on_where_the_first_one_stopped(alone, small_data, tm
         np.testing.assert_array_equal(value, right)
     with pytest.raises(UserError, match="take another folder"):
         train_eager.train(data=small_data, checkpoint_dir=str(alone / "stopped"), **SMALL | {"seed": 8})
-
-
-@pytest.mark.long
-def test_an_edited_constant_counts_like_its_flag(alone, small_data):
-    """Colab's form writes a whole number without a point, as here the learning rate."""
-    edits = {"EPOCHS": 2, "BATCH_SIZE": 16, "WIDTH": 4, "LEARNING_RATE": 1, "SEED": 7, "DATA": small_data}
-    edits |= {"DEVICE": "cpu", "CHECKPOINT_DIR": "left"}
-    edit(alone / "train_eager.py", edits)
-    done = run(alone)
-    assert done.returncode == 0, done.stderr
-    rows, config, _ = saved(alone / "left")
-    assert config["warmup_epochs"] == pytest.approx(2 * 5 / 24)
-    _, expected = train_eager.train(data=small_data, **SMALL | {"epochs": 2, "learning_rate": 1.0})
-    assert rows == without_times(expected)
-
-
-@pytest.mark.long
-def test_a_flag_goes_before_an_edited_constant(alone, small_data):
-    """The warm-up, edited in epochs, keeps the share that it has of the edited epochs."""
-    edit(alone / "train_eager.py", {"WARMUP_EPOCHS": 1, "EPOCHS": 2, "LEARNING_RATE": 1})
-    done = run(alone, data=small_data, checkpoint_dir="left", **SMALL | {"epochs": 4, "learning_rate": 0.5})
-    assert done.returncode == 0, done.stderr
-    _, config, _ = saved(alone / "left")
-    assert (config["epochs"], config["learning_rate"], config["warmup_epochs"]) == (4, 0.5, 2)
-
-
-def edit(path, values):
-    """Writes other values into the lines of constants, as a user would; each must be there once."""
-    lines = path.read_text().splitlines()
-    for name, value in values.items():
-        (place,) = [number for number, line in enumerate(lines) if line.startswith(f"{name} = ")]
-        lines[place] = f"{name} = {value!r}"
-    path.write_text("\n".join(lines) + "\n")

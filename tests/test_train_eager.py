@@ -597,6 +597,12 @@ def test_an_edited_constant_counts_like_its_flag(tmp_path, monkeypatch, constant
     assert config_of(module, monkeypatch, lambda: module.main(flags)) == pytest.approx(by_flag | given)
 
 
+def test_an_edited_warm_up_keeps_its_share_of_another_number_of_epochs(tmp_path, monkeypatch):
+    module = imported(edited(tmp_path, WARMUP_EPOCHS="1", EPOCHS="2"))
+    config = config_of(module, monkeypatch, lambda: module.main(["--epochs=4"]))
+    assert (config["epochs"], config["warmup_epochs"]) == (4, 2)
+
+
 @pytest.mark.parametrize("constants", [{"EPOCHS": "0"}, {"BATCH_SIZE": '"many"'}, {"PAD": "32"}, {"FLIP": '"both"'}])
 def test_a_wrong_constant_is_refused_in_one_line(tmp_path, capsys, constants):
     module = imported(edited(tmp_path, **constants))
@@ -764,31 +770,7 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_in_one_line(small, tmp_path
     assert "\n" not in str(error.value)
 
 
-# ---- alone, and on two devices -----------------------------------------------------------------------------
-
-ALONE = """
-import os, sys
-import train_eager, model, data, schedule
-from tensorflow.python.eager import context
-assert not context.context()._initialized, "importing started TensorFlow's devices"
-assert not [name for name in sys.modules if name.partition(".")[0] == "lab"], "the core imported lab"
-assert sorted(os.listdir()) == ["data.py", "model.py", "schedule.py", "train_eager.py"], os.listdir()
-sys.exit(train_eager.main())
-"""
-
-
-@pytest.mark.long
-def test_the_four_files_alone_start_nothing_when_imported_and_train_when_asked(tmp_path, small_data):
-    for name in FILES:
-        shutil.copy(CORE / name, tmp_path)
-    flags = ["--epochs=2", "--batch-size=16", "--width=4", "--no-jit", "--device=cpu", "--data", small_data]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    command = [sys.executable, "-W", "error::DeprecationWarning:train_eager", "-c", ALONE, *flags]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "1 x CPU, float32" in done.stdout and "test_accuracy" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)  # no checkpoint was asked for
+# ---- handing over, and two devices ---------------------------------------------------------------------------
 
 
 def test_with_the_repository_around_it_the_script_hands_over_before_tensorflow_loads(tmp_path):

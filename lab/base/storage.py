@@ -11,7 +11,7 @@ import tensorflow as tf
 from lab.base import files
 from lab.base.errors import UserError, brief
 
-# What tf.io.gfile, TFRecords and tf.train.Checkpoint raise where a file cannot be written or read.
+# What tf.io.gfile and TFRecords raise where a file cannot be written or read.
 FILE_ERRORS = (tf.errors.OpError, OSError)
 ANSWER_SECONDS = 30.0  # of a storage service to the first question; TensorFlow itself tries for minutes
 

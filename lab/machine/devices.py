@@ -25,10 +25,8 @@ from lab.machine import fastest, preflight
 from lab.options import LOGICAL_DEVICES
 from train_eager import Config, choose_precision, choose_strategy
 
-DEVICES = ("auto", "cpu", "gpu", "tpu")
-LARGEST_BATCH: int = next(item.metadata["high"] for item in fields(Config) if item.name == "batch_size")
+LIMITS = {item.name: item.metadata for item in fields(Config)}
 TPU_SECONDS = 180.0  # that a TPU of another machine has to answer and start
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # What TensorFlow raises where a TPU is missing: its own errors, and those of the search for one by name.
 _TPU_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, OSError, ImportError)
 # What the operations between workers raise where one is gone: as its connection breaks, or as it is missed.
@@ -281,9 +279,9 @@ def check_tf_config(text: str) -> bool:
 
 def check_batch(batch_size: int, replicas: int) -> None:
     """Raises UserError, with the nearest batch sizes that would do, if the batch does not divide."""
-    remedy = preflight.batch_remedy(batch_size, replicas)
-    if remedy:
-        raise UserError(remedy)
+    if rest := batch_size % replicas:
+        near = [str(size) for size in (batch_size - rest, batch_size - rest + replicas) if size]
+        raise UserError(f"--batch-size {batch_size} is not divisible by {replicas} replicas; try {' or '.join(near)}")
 
 
 def check_groups(groups: int, replicas: int) -> None:
@@ -298,10 +296,10 @@ def check_groups(groups: int, replicas: int) -> None:
 
 def _parser() -> Parser:
     parser = Parser(description="Says what a run would train on, and what is wrong.")
-    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--device", choices=LIMITS["device"]["choices"], default="auto")
     parser.add_argument("--tpu", default="", metavar="NAME", help="name or address of a TPU")
     parser.add_argument("--logical-devices", type=int, default=0, metavar="N", help="split the CPU into N")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser.add_argument("--precision", choices=LIMITS["precision"]["choices"], default="auto")
     parser.add_argument("--batch-size", type=int, default=512, metavar="N", help="images a step, over all replicas")
     return parser
 
@@ -310,8 +308,8 @@ def _parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     """The preflight; `arguments` are sys.argv's without the program. Returns the exit code."""
     options = _parser().parse_args(arguments)
-    if not 1 <= options.batch_size <= LARGEST_BATCH:
-        raise UserError(f"--batch-size {options.batch_size} is out of range; give 1 to {LARGEST_BATCH}")
+    if not 1 <= options.batch_size <= LIMITS["batch_size"]["high"]:
+        raise UserError(f"--batch-size {options.batch_size} is out of range; give 1 to {LIMITS['batch_size']['high']}")
     try:
         placement = choose(options.device, tpu=options.tpu, logical_devices=options.logical_devices)
     finally:  # after it, since SLURM's resolver hides GPUs, which TensorFlow must not have listed before

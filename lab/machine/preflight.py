@@ -242,15 +242,6 @@ def cudnn_remedy(facts: Facts) -> str:
     )
 
 
-def batch_remedy(batch_size: int, replicas: int) -> str:
-    """The nearest batch sizes that divide by the replicas, if this one does not; else ""."""
-    rest = batch_size % replicas
-    if not rest:
-        return ""
-    near = [str(size) for size in (batch_size - rest, batch_size - rest + replicas) if size]
-    return f"batch_size {batch_size} is not divisible by {replicas} replicas; try {' or '.join(near)}"
-
-
 def findings(facts: Facts, kind: str, *, jit: bool = True) -> list[str]:
     """What may go wrong in a run on `kind`, each with its remedy, in a line.
 

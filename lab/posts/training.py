@@ -75,7 +75,7 @@ def batches(training: Training, first: int, count: int) -> Iterator[tuple[tf.Ten
 
 
 class Probe:
-    """The loss and its gradient on any batch at a training's present weights. Nothing of the training changes.
+    """The loss of any batch at a training's present weights. Nothing of the training changes.
 
     All is as in its step: the loss summed over the batch, batch norm by the batch's own statistics, label smoothing;
     but no weight decay.
@@ -93,10 +93,3 @@ class Probe:
         for variable, value in zip(self.running, kept, strict=True):
             variable.assign(value)
         return cross_entropy_sum(logits, labels, self.training.config.label_smoothing)
-
-    @tf.function
-    def gradients(self, images: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
-        """The summed loss' gradient for each of training.weights, in their shapes."""
-        with tf.GradientTape() as tape:
-            loss_sum = self.loss(images, labels)
-        return list(tape.gradient(loss_sum, self.training.weights))

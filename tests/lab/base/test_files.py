@@ -5,8 +5,6 @@ import json
 import os
 import re
 import stat
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -127,9 +125,3 @@ def test_what_encode_did_not_write_is_refused(text):
 def test_a_number_that_is_not_finite_is_not_written():
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.encode({"loss": float("nan")})
-
-
-def test_local_files_need_no_tensorflow():
-    code = "import sys; from lab.base import console, errors, files; print('tensorflow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"

@@ -36,44 +36,6 @@ class Doubling(tf.keras.optimizers.schedules.LearningRateSchedule):
         return 0.01 * 2.0 ** tf.cast(step, tf.float32)
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_the_rate_stays_outside_the_accumulator_while_it_rises(jit):
-    generator = np.random.default_rng(0)
-    start, gradients = generator.standard_normal((3, 2)), generator.standard_normal((6, 3, 2))
-    weight = tf.Variable(start.astype(np.float32))
-    nesterov = Nesterov(Doubling(), momentum=0.9)
-    nesterov.build([weight])
-    apply = tf.function(lambda gradient: nesterov.apply([gradient], [weight]), jit_compile=jit)
-    outside, velocity = start.copy(), np.zeros((3, 2))
-    inside, keras_velocity = start.copy(), np.zeros((3, 2))
-    for step, gradient in enumerate(gradients):
-        apply(tf.constant(gradient, tf.float32))
-        rate = 0.01 * 2.0**step
-        velocity = 0.9 * velocity + gradient
-        outside = outside - rate * (gradient + 0.9 * velocity)
-        keras_velocity = 0.9 * keras_velocity - rate * gradient
-        inside = inside + 0.9 * keras_velocity - rate * gradient
-    np.testing.assert_allclose(weight.numpy(), outside, rtol=1e-5)
-    assert np.abs(outside - inside).max() > 0.05  # the two forms do differ here
-
-
-def test_its_state_is_checkpointed(tmp_path):
-    def trained(steps, checkpoint=None):
-        weight = tf.Variable([1.0, -2.0])
-        nesterov = Nesterov(0.1)
-        nesterov.build([weight])
-        state = tf.train.Checkpoint(weight=weight, optimizer=nesterov)
-        if checkpoint:
-            state.read(checkpoint).assert_consumed()
-        for _ in range(steps):
-            nesterov.apply([2.0 * weight], [weight])
-        return weight.numpy(), state
-
-    _, state = trained(2)
-    path = state.write(str(tmp_path / "state"))
-    np.testing.assert_array_equal(trained(3, path)[0], trained(5)[0])
-
-
 def test_the_rate_inside_the_accumulator_is_keras_own_form():
     generator = np.random.default_rng(1)
     gradients = generator.standard_normal((5, 4)).astype(np.float32)

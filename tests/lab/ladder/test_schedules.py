@@ -1,4 +1,4 @@
-"""Schedules as text, in a compiled step and as a picture; the curve itself is in tests/test_schedule.py."""
+"""Schedules as text and as a picture; the curve itself is in tests/test_schedule.py."""
 
 import os
 import subprocess
@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from lab.base.errors import UserError
 from lab.ladder import schedules
-from schedule import triangle
-from train_eager import EpochRate
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -54,16 +51,6 @@ def test_knots_that_are_no_schedule_are_refused_in_one_line(knots, words):
     with pytest.raises(ValueError, match=words) as error:
         schedules.Knots(knots)
     assert "\n" not in str(error.value) and ";" in str(error.value)  # and it says what to do
-
-
-@pytest.mark.parametrize("jit", [False, True])
-def test_a_compiled_step_reads_it_at_step_k_over_97_from_one(jit):
-    rate = EpochRate(triangle(24, 5, 0.4), 24, steps_per_epoch=97, batch_size=512)
-    steps = np.arange(97 * 24)
-    each = tf.function(lambda steps: tf.map_fn(rate, steps, fn_output_signature=tf.float32), jit_compile=jit)
-    values = each(tf.constant(steps))
-    expected = np.interp((steps + 1) / 97, [0, 5, 24], [0, 0.4, 0]) / 512
-    np.testing.assert_allclose(values, expected, atol=1e-9)
 
 
 def test_the_command_prints_the_curve_and_does_not_import_tensorflow(tmp_path):

@@ -52,7 +52,7 @@ def last_line(text: str) -> str:
 def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
     with pytest.raises(UserError) as error:
         devices.check_batch(500, 8)
-    assert str(error.value) == "batch_size 500 is not divisible by 8 replicas; try 496 or 504"
+    assert str(error.value) == "--batch-size 500 is not divisible by 8 replicas; try 496 or 504"
     with pytest.raises(UserError, match=r"try 8$"):  # not 0
         devices.check_batch(3, 8)
     devices.check_batch(512, 8)
