@@ -254,7 +254,7 @@ def _seeds(runs: Sequence[Run]) -> str:
 
 
 def curve_table(runs: Runs) -> str:
-    """DavidNet's training beside the published one, for the epochs of which both are known."""
+    """DavidNet's training beside the published one, epoch by epoch."""
     rows = []
     for index, (loss, deviation, accuracy) in enumerate(published.LEARNING_CURVE):
         ours = [run.epochs[index] for run in runs.get(recipes.ROOT, []) if len(run.epochs) > index]
@@ -262,7 +262,7 @@ def curve_table(runs: Runs) -> str:
             losses, shares = [epoch.train_loss for epoch in ours], [epoch.train_accuracy for epoch in ours]
             theirs = (f"{loss:.3f} ± {deviation:.3f}", f"{accuracy:.3f}")
             rows.append((str(index + 1), theirs[0], _mean(losses), theirs[1], _mean(shares), str(len(ours))))
-    heads = ("epoch", "training loss, published (mean ± σ of 5)", "ours", "training accuracy, published", "ours", "n")
+    heads = ("epoch", "training loss, published (mean ± σ)", "ours", "training accuracy, published", "ours", "n")
     return Table(heads, rows).as_markdown()
 
 

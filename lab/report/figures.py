@@ -34,7 +34,7 @@ from lab.runs.results import Run
 # M. Okabe and K. Ito's, "Color Universal Design", 2008: told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#8a8a8a"
-PUBLISHED = "published DavidNet: training, mean of 5 runs (bars: one deviation)"
+PUBLISHED = "published DavidNet: training, mean of 4 or 5 runs (bars: one deviation)"
 SMALL = 8  # points
 DPI = 150  # pixels an inch
 MARKED = 10  # epochs, beyond which they are not marked
@@ -193,7 +193,7 @@ def _key(label: str, **style: Any) -> Any:
 
 
 def _published(loss: Any, accuracy: Any) -> Any:
-    """Draws the published first epochs in grey, behind the rest. Returns the legend's entry."""
+    """Draws the published curve in grey, behind the rest. Returns the legend's entry."""
     epochs = range(1, len(published.LEARNING_CURVE) + 1)
     means, deviations, accuracies = zip(*published.LEARNING_CURVE, strict=True)
     style = {"color": GREY, "linewidth": 5, "alpha": 0.55, "zorder": 0, "solid_capstyle": "round"}
