@@ -22,7 +22,6 @@ import importlib.metadata
 import json
 import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -403,7 +402,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
             result["failed"] = list(left_out)
             if not result["scaling"]:
                 raise UserError("no row could be measured; " + ": ".join(next(iter(left_out.items()))))
-            say(tables.scaling(result["scaling"]))
+            say("\n" + tables.scaling(result["scaling"]).as_text())
         else:
             rivals.make_images(task.data, max(sizes["images"], task.batch_size), sizes["test_images"])
             least = 0.0 if options.quick else TURN_SECONDS
@@ -441,15 +440,11 @@ def _conclude(result: dict[str, Any], load: Sequence[float]) -> dict[str, Any]:
 @exits_with_one_line
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` are sys.argv's without the program. Returns the exit code."""
-    try:
-        options = _parse(arguments)
-        if options.out is not None:
-            check_writable(options.out)  # now, and not when all is measured
-        result = bench(options)
-        if options.out is not None:
-            write_whole(options.out, json.dumps(result, indent=2, allow_nan=False) + "\n")
-            say(f"wrote {options.out}")
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return Exit.INTERRUPTED
+    options = _parse(arguments)
+    if options.out is not None:
+        check_writable(options.out)  # now, and not when all is measured
+    result = bench(options)
+    if options.out is not None:
+        write_whole(options.out, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        say(f"wrote {options.out}")
     return Exit.DONE

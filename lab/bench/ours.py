@@ -1,6 +1,7 @@
 """This project's step, input, evaluation and update as candidates of the bench."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +13,7 @@ from lab.ladder.optimizers import orthogonalise
 
 
 @functools.cache
-def training(task: Task, pipeline: str = "device", precision: str = "", *, jit: bool = True) -> assemble.LabTraining:
+def training(task: Task, *, pipeline: str = "device", precision: str = "", jit: bool = True) -> assemble.LabTraining:
     """A training that is ready to go, with the batches by `pipeline`, host or device; in the task's precision unless
     another is given."""
     changes = {
@@ -28,27 +29,12 @@ def training(task: Task, pipeline: str = "device", precision: str = "", *, jit: 
     return assemble.make(assemble.configure(changes))
 
 
-def device_steps(task: Task) -> Built:
-    return _steps(training(task))
-
-
-def host_steps(task: Task) -> Built:
-    return _steps(training(task, "host"))
-
-
-def xla_steps(task: Task) -> Built:
-    return _steps(training(task, precision="float32"))
-
-
-def graph_steps(task: Task) -> Built:
-    return _steps(training(task, precision="float32", jit=False))
-
-
-def _steps(ours: assemble.LabTraining) -> Built:
-    """The step as a training runs it, a call each; nothing is fetched before the last."""
+def steps(task: Task, **options: Any) -> Built:
+    """The step as a training runs it, a call each; nothing is fetched before the last. `options` as in training."""
+    ours = training(task, **options)
     done, source = 0, None
 
-    def steps(count: int) -> None:
+    def run(count: int) -> None:
         nonlocal done, source
         for _ in range(count):
             epoch, step = divmod(done, ours.steps_per_epoch)
@@ -58,7 +44,7 @@ def _steps(ours: assemble.LabTraining) -> Built:
             done += 1
         ours.fetch()  # waits
 
-    return steps, ours.config.batch_size
+    return run, ours.config.batch_size
 
 
 def evaluation(task: Task) -> Built:
@@ -73,7 +59,7 @@ def evaluation(task: Task) -> Built:
 
 def host_batches(task: Task) -> Built:
     """An epoch of the host's batches, from opening it to the last one."""
-    ours = training(task, "host")
+    ours = training(task, pipeline="host")
     epoch = 0
 
     def epochs(count: int) -> None:

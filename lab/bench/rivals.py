@@ -10,13 +10,15 @@ neither dropout nor other extras that DavidNet has not. In bfloat16 they compute
 under Keras' policy mixed_bfloat16, PyTorch's under autocast.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +68,7 @@ class Candidate:
         beside: the candidate whose rate is divided by this one's, '' for none.
         precision: that its products are computed in; DEFAULT: the task's.
         usual: measured unless --only says otherwise.
+        options: of `build`.
     """
 
     section: str
@@ -76,6 +79,7 @@ class Candidate:
     beside: str = ""
     precision: str = "float32"
     usual: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,8 @@ class Network:
 def load(candidate: Candidate) -> Callable[[Task], Built]:
     """The function that builds it. Imports the framework."""
     module, _, function = candidate.build.partition(".")
-    build: Callable[[Task], Built] = getattr(importlib.import_module(f"lab.bench.{module}"), function)
-    return build
+    build = getattr(importlib.import_module(f"lab.bench.{module}"), function)
+    return functools.partial(build, **candidate.options)
 
 
 def missing(candidate: Candidate) -> str:
@@ -161,17 +165,23 @@ COMMON = {
     "sgemm-tensorflow": Candidate(
         "ceilings", "tensorflow", "with_tensorflow.sgemm", "the same, tf.matmul", unit="GFLOP"
     ),
-    "sgemm-xla": Candidate("ceilings", "tensorflow", "with_tensorflow.sgemm_xla", "the same, XLA", unit="GFLOP"),
+    "sgemm-xla": Candidate(
+        *("ceilings", "tensorflow", "with_tensorflow.sgemm", "the same, XLA"),
+        unit="GFLOP",
+        options={"jit_compile": True},
+    ),
     "sgemm-pytorch": Candidate("ceilings", "pytorch", "with_pytorch.sgemm", "the same, PyTorch", unit="GFLOP"),
     "bgemm-tensorflow": Candidate(
-        *("ceilings", "tensorflow", "with_tensorflow.bgemm", "the same in bfloat16, tf.matmul"),
+        *("ceilings", "tensorflow", "with_tensorflow.sgemm", "the same in bfloat16, tf.matmul"),
         unit="GFLOP",
         precision="bfloat16",
+        options={"half": True},
     ),
     "bgemm-pytorch": Candidate(
-        *("ceilings", "pytorch", "with_pytorch.bgemm", "the same in bfloat16, PyTorch"),
+        *("ceilings", "pytorch", "with_pytorch.sgemm", "the same in bfloat16, PyTorch"),
         unit="GFLOP",
         precision="bfloat16",
+        options={"half": True},
     ),
     "copy": Candidate("ceilings", "numpy", "with_numpy.copy", "256 MiB, all threads", unit="GB"),
     "pipeline": Candidate("input", "ours", "ours.host_batches", "ours on the host, whole batches"),
@@ -187,41 +197,53 @@ WAYS = (OURS, "ours-xla", "ours-graph")  # to compute on a CPU
 DEFAULT = "default"  # a candidate's precision that a run takes by default
 
 
-def _rival(process: str, build: str, about: str, precision: str = "float32", *, usual: bool = True) -> Candidate:
-    return Candidate("steps", process, build, about, "images", OURS, precision, usual)
+def _ours(process: str, build: str, about: str, beside: str = OURS, **options: Any) -> Candidate:
+    precision = "float32" if process == "ours-float32" else DEFAULT
+    return Candidate("steps", process, build, about, "images", beside, precision, options=options)
+
+
+def _rival(
+    process: str, build: str, about: str, *, half: bool = False, usual: bool = True, **options: Any
+) -> Candidate:
+    """A training step in float32, or in bfloat16 if `half`."""
+    precision = "bfloat16" if half else "float32"
+    return Candidate("steps", process, build, about, "images", OURS, precision, usual, options | {"half": half})
 
 
 _OUR_STEPS = {
-    OURS: Candidate("steps", "ours", "ours.device_steps", "a run's default", precision=DEFAULT),
-    "ours-xla": _rival("ours-float32", "ours.xla_steps", "XLA and Winograd"),
-    "ours-graph": _rival("ours-float32", "ours.graph_steps", "no XLA, oneDNN's kernels"),
+    OURS: _ours("ours", "ours.steps", "a run's default", beside=""),
+    "ours-xla": _ours("ours-float32", "ours.steps", "XLA and Winograd", precision="float32"),
+    "ours-graph": _ours("ours-float32", "ours.steps", "no XLA, oneDNN's kernels", precision="float32", jit=False),
 }
+_FASTER = "that, with our allocator's setting"
 DAVIDNET = _OUR_STEPS | {
-    "ours-host": _rival("ours", "ours.host_steps", "the default, batches by tf.data", DEFAULT),
+    "ours-host": _ours("ours", "ours.steps", "the default, batches by tf.data", pipeline="host"),
     "tutorial": _rival("tensorflow", "with_tensorflow.tutorial", "the eager tutorial's loop"),
-    "tutorial-bf16": _rival("tensorflow", "with_tensorflow.tutorial_bf16", "that", "bfloat16"),
-    "tutorial-function": _rival("tensorflow", "with_tensorflow.tutorial_function", "the tutorial under tf.function"),
-    "tutorial-function-bf16": _rival("tensorflow", "with_tensorflow.tutorial_function_bf16", "that", "bfloat16"),
-    "keras-fit": _rival("tensorflow", "with_tensorflow.fit", "Keras' fit, no XLA (its default on a CPU)"),
-    "keras-fit-bf16": _rival("tensorflow", "with_tensorflow.fit_bf16", "that", "bfloat16"),
-    "keras-fit-xla": _rival("tensorflow", "with_tensorflow.fit_xla", "fit, jit_compile=True", usual=False),
-    "pytorch": _rival("pytorch", "with_pytorch.steps", "PyTorch eager, channels_last"),
-    "pytorch-hugepages": _rival("pytorch-hugepages", "with_pytorch.steps", "that, with our allocator's setting"),
-    "pytorch-compile": _rival("pytorch-hugepages", "with_pytorch.compiled_steps", "that, torch.compile"),
-    "pytorch-bf16": _rival("pytorch", "with_pytorch.steps_bf16", "PyTorch eager, autocast", "bfloat16"),
-    "pytorch-hugepages-bf16": _rival(
-        "pytorch-hugepages", "with_pytorch.steps_bf16", "that, with our allocator's setting", "bfloat16"
+    "tutorial-bf16": _rival("tensorflow", "with_tensorflow.tutorial", "that", half=True),
+    "tutorial-function": _rival(
+        *("tensorflow", "with_tensorflow.tutorial", "the tutorial under tf.function"), compiled=True
     ),
+    "tutorial-function-bf16": _rival("tensorflow", "with_tensorflow.tutorial", "that", half=True, compiled=True),
+    "keras-fit": _rival("tensorflow", "with_tensorflow.fit", "Keras' fit, no XLA (its default on a CPU)"),
+    "keras-fit-bf16": _rival("tensorflow", "with_tensorflow.fit", "that", half=True),
+    "keras-fit-xla": _rival(
+        *("tensorflow", "with_tensorflow.fit", "fit, jit_compile=True"), usual=False, jit_compile=True
+    ),
+    "pytorch": _rival("pytorch", "with_pytorch.steps", "PyTorch eager, channels_last"),
+    "pytorch-hugepages": _rival("pytorch-hugepages", "with_pytorch.steps", _FASTER),
+    "pytorch-compile": _rival("pytorch-hugepages", "with_pytorch.steps", "that, torch.compile", compiled=True),
+    "pytorch-bf16": _rival("pytorch", "with_pytorch.steps", "PyTorch eager, autocast", half=True),
+    "pytorch-hugepages-bf16": _rival("pytorch-hugepages", "with_pytorch.steps", _FASTER, half=True),
     "pytorch-compile-bf16": _rival(
-        "pytorch-hugepages", "with_pytorch.compiled_steps_bf16", "that, torch.compile", "bfloat16"
+        *("pytorch-hugepages", "with_pytorch.steps", "that, torch.compile"), half=True, compiled=True
     ),
     "evaluation": Candidate("evaluation", "ours", "ours.evaluation", "loss and accuracy of a set"),
 }
 SPEEDRUN = _OUR_STEPS | {
     "pytorch-hugepages": _rival("pytorch-hugepages", "with_pytorch.speedrun", "PyTorch eager, our allocator's setting"),
-    "pytorch-hugepages-bf16": _rival("pytorch-hugepages", "with_pytorch.speedrun_bf16", "that, autocast", "bfloat16"),
+    "pytorch-hugepages-bf16": _rival("pytorch-hugepages", "with_pytorch.speedrun", "that, autocast", half=True),
     "pytorch-compile-bf16": _rival(
-        "pytorch-hugepages", "with_pytorch.compiled_speedrun_bf16", "that, torch.compile", "bfloat16"
+        *("pytorch-hugepages", "with_pytorch.speedrun", "that, torch.compile"), half=True, compiled=True
     ),
     "newton-schulz": Candidate("update", "ours", "ours.newton_schulz", "filter by filter", unit="update"),
 }

@@ -52,27 +52,25 @@ def rows(result: Sequence[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def scaling(result: Sequence[dict[str, Any]]) -> str:
-    """One table; `result` as bench.scale returns it. The last four columns are seconds from the command on."""
+def scaling(result: Sequence[dict[str, Any]]) -> Table:
+    """What bench.scale returns, for a terminal and for the documents alike."""
     lines = [
         (
             row["way"],
-            str(row["images"]),
-            str(row["batch_size"]),
+            f"{row['images']:,}",
+            f"{row['batch_size']:,}",
             str(row["threads"]),
-            f"{row['step_seconds']['median']:.2f}",
-            f"{row['images_per_second']:.1f}",
+            f"{interval(row['step_seconds'], '.2f')}{' †' if row['noisy'] else ''}",
+            f"{row['images_per_second']:.0f}",
             _peak(row),
-            f"{row['start_to_first_step_seconds']:.1f}",
-            f"{row['import_seconds']:.1f}",
-            f"{row['build_seconds']:.1f}",
-            f"{row['first_step_seconds']:.1f}",
-            "noisy" if row["noisy"] else "",
+            f"{row['start_to_first_step_seconds']:.0f}",
+            f"{row['import_seconds']:.0f}",
+            f"{row['first_step_seconds']:.0f}",
         )
         for row in result
     ]
-    heads = ("way", "images", "batch", "threads", "s a step", "images/s", "peak GiB")
-    return "\n" + Table((*heads, "s to the end", "imports", "building", "first step", ""), lines).as_text()
+    seconds = ("s to the end of the first step", "of it imports", "first step, compiling")
+    return Table(("way", "images", "batch", "threads", "s a step", "images/s", "peak memory, GiB", *seconds), lines)
 
 
 # ---- for the documents -------------------------------------------------------------------------------------
@@ -109,28 +107,11 @@ def _absent(record: dict[str, Any]) -> str:
 
 def scaling_in_markdown(record: dict[str, Any]) -> str:
     """The rows of what `python -m lab bench --scaling --out` writes, and the conditions they were measured under."""
-    lines = [
-        (
-            f"`{row['way']}`",
-            f"{row['images']:,}",
-            f"{row['batch_size']:,}",
-            str(row["threads"]),
-            f"{interval(row['step_seconds'], '.2f')}{' †' if row['noisy'] else ''}",
-            f"{row['images_per_second']:.0f}",
-            _peak(row),
-            f"{row['start_to_first_step_seconds']:.0f}",
-            f"{row['import_seconds']:.0f}",
-            f"{row['first_step_seconds']:.0f}",
-        )
-        for row in record["scaling"]
-    ]
-    seconds = ("s to the end of the first step", "of it imports", "first step, compiling")
-    heads = ("way", "images", "batch", "threads", "s a step", "images/s", "peak memory, GiB", *seconds)
     steps = f"median (lowest–highest) of {record['rounds']} steps"
     said = f"{conditions(record)}; {steps}. {_doubts(record, record['scaling'])}"
     if record.get("left_out"):
         said += f" Left out: {'; '.join(record['left_out'])}."
-    return f"{Table(heads, lines).as_markdown()}\n\n{said}"
+    return f"{scaling(record['scaling']).as_markdown()}\n\n{said}"
 
 
 def conditions(record: Mapping[str, Any]) -> str:

@@ -49,14 +49,14 @@ def steps(
     task: Task,
     *,
     half: bool = False,
-    compile_with: Any = lambda losses: losses,
+    compiled: bool = False,
     network: nn.Module | None = None,
 ) -> Built:
     """A training step of DavidNet, run operation by operation.
 
     Args:
         half: compute in bfloat16, by autocast.
-        compile_with: what makes the forward pass faster; torch.compile compiles its gradient too.
+        compiled: the forward pass and its gradient, by torch.compile.
         network: instead of a new DavidNet.
     """
     trained = (network or DavidNet(task.width)).to(memory_format=torch.channels_last)
@@ -67,13 +67,11 @@ def steps(
         nesterov=True,
         weight_decay=WEIGHT_DECAY * task.batch_size,
     )
-    return _training(task, trained, update, half, compile_with)
+    return _training(task, trained, update, half, compiled)
 
 
-def _training(
-    task: Task, network: nn.Module, update: Any, half: bool, compile_with: Any, smoothing: float = 0
-) -> Built:
-    """Steps of a network with an update on one ready batch; `half` and `compile_with` as in steps."""
+def _training(task: Task, network: nn.Module, update: Any, half: bool, compiled: bool, smoothing: float = 0) -> Built:
+    """Steps of a network with an update on one ready batch; `half` and `compiled` as in steps."""
     torch.set_num_threads(processors())  # its own default may be the cores without their second threads
 
     def losses(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,7 +80,7 @@ def _training(
         loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
         return loss, (logits.detach().argmax(1) == labels).sum()
 
-    forward = compile_with(losses)
+    forward = torch.compile(losses) if compiled else losses
     arrays = ready_batch(task)
     images = torch.from_numpy(arrays[0]).permute(0, 3, 1, 2)  # (B, 3, 32, 32) over channels-last memory
     labels = torch.from_numpy(arrays[1]).long()
@@ -99,18 +97,6 @@ def _training(
         loss_sum.item(), hits.item()
 
     return run, task.batch_size
-
-
-def steps_bf16(task: Task) -> Built:
-    return steps(task, half=True)
-
-
-def compiled_steps(task: Task) -> Built:
-    return steps(task, compile_with=torch.compile)
-
-
-def compiled_steps_bf16(task: Task) -> Built:
-    return steps(task, half=True, compile_with=torch.compile)
 
 
 # ---- the speedrun ------------------------------------------------------------------------------------------
@@ -183,26 +169,18 @@ def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def speedrun(task: Task, *, half: bool = False, compile_with: Any = lambda losses: losses) -> Built:
-    """A training step of the speedrun; `half` and `compile_with` as in steps."""
+def speedrun(task: Task, *, half: bool = False, compiled: bool = False) -> Built:
+    """A training step of the speedrun; `half` and `compiled` as in steps."""
     network = SpeedNet(task.width).to(memory_format=torch.channels_last)
-    return _training(task, network, Muon(network, task.batch_size), half, compile_with, 0.2)
-
-
-def speedrun_bf16(task: Task) -> Built:
-    return speedrun(task, half=True)
-
-
-def compiled_speedrun_bf16(task: Task) -> Built:
-    return speedrun(task, half=True, compile_with=torch.compile)
+    return _training(task, network, Muon(network, task.batch_size), half, compiled, 0.2)
 
 
 # ---- the ceiling -------------------------------------------------------------------------------------------
 
 
-def sgemm(task: Task, dtype: torch.dtype = torch.float32) -> Built:
+def sgemm(task: Task, *, half: bool = False) -> Built:
     torch.set_num_threads(processors())
-    left, right = (torch.from_numpy(matrix).to(dtype) for matrix in matrices())
+    left, right = (torch.from_numpy(matrix).to(torch.bfloat16 if half else torch.float32) for matrix in matrices())
     result = torch.empty_like(left)
 
     def products(count: int) -> None:
@@ -210,7 +188,3 @@ def sgemm(task: Task, dtype: torch.dtype = torch.float32) -> Built:
             torch.mm(left, right, out=result)
 
     return products, SGEMM_GFLOP
-
-
-def bgemm(task: Task) -> Built:
-    return sgemm(task, torch.bfloat16)

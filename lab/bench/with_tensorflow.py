@@ -1,7 +1,7 @@
 """Rivals written with TensorFlow: the eager tutorial's loop, Keras' `fit`, the tutorials' input; and its products."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -66,23 +66,28 @@ class TutorialNet(tf.keras.Model):
 
 
 @contextlib.contextmanager
-def bfloat16() -> Iterator[None]:
-    """Within it, Keras makes layers that compute in bfloat16 and keep their weights in float32."""
-    tf.keras.config.set_dtype_policy("mixed_bfloat16")
+def policy(half: bool) -> Iterator[None]:
+    """Within it, if `half`, Keras makes layers that compute in bfloat16 and keep their weights in float32."""
+    tf.keras.config.set_dtype_policy("mixed_bfloat16" if half else "float32")
     try:
         yield
     finally:
         tf.keras.config.set_dtype_policy("float32")
 
 
-def tutorial(task: Task, wrap: Callable[[Any], Any] = lambda step: step) -> Built:
+def tutorial(task: Task, *, half: bool = False, compiled: bool = False) -> Built:
     """The loop of the DavidNet TF eager tutorial, ported to TensorFlow 2.
 
     Its fault stays: `g += ...` rebinds a name, so the weight decay is computed and never happens. `.numpy()`
     fetches loss and hits at every step.
+
+    Args:
+        half: compute in bfloat16, by Keras' policy.
+        compiled: the step as one tf.function, without XLA.
     """
     x, y = map(tf.constant, ready_batch(task))
-    model = TutorialNet(task.width)
+    with policy(half):
+        model = TutorialNet(task.width)
     opt = tf.keras.optimizers.SGD(RATE / task.batch_size, momentum=MOMENTUM, nesterov=True)
     model(x[:1])  # makes the variables
     opt.build(model.trainable_variables)
@@ -99,7 +104,7 @@ def tutorial(task: Task, wrap: Callable[[Any], Any] = lambda step: step) -> Buil
         opt.apply_gradients(zip(grads, var, strict=True))
         return loss, tf.reduce_sum(tf.cast(correct, tf.float32))
 
-    run = wrap(step)
+    run = tf.function(step) if compiled else step
     totals = [0.0, 0.0]
 
     def steps(count: int) -> None:
@@ -109,21 +114,6 @@ def tutorial(task: Task, wrap: Callable[[Any], Any] = lambda step: step) -> Buil
             totals[1] += correct.numpy()
 
     return steps, task.batch_size
-
-
-def tutorial_function(task: Task) -> Built:
-    """The same with the step as one tf.function, without XLA."""
-    return tutorial(task, tf.function)
-
-
-def tutorial_bf16(task: Task) -> Built:
-    with bfloat16():
-        return tutorial(task)
-
-
-def tutorial_function_bf16(task: Task) -> Built:
-    with bfloat16():
-        return tutorial(task, tf.function)
 
 
 # ---- Keras -------------------------------------------------------------------------------------------------
@@ -149,13 +139,14 @@ def keras_davidnet(width: int) -> tf.keras.Model:
     return tf.keras.Model(images, layers.Rescaling(0.125, dtype="float32")(logits))
 
 
-def fit(task: Task, jit_compile: bool | str = "auto") -> Built:
-    """`fit` over `count` batches of a tf.data set, silent.
+def fit(task: Task, *, half: bool = False, jit_compile: bool | str = "auto") -> Built:
+    """`fit` over `count` batches of a tf.data set, silent; `half` as in tutorial.
 
     `train_on_batch` would fetch its metrics at every step; `fit` does so once an epoch.
     """
     batches = tf.data.Dataset.from_tensors(ready_batch(task)).repeat()
-    model = keras_davidnet(task.width)
+    with policy(half):
+        model = keras_davidnet(task.width)
     model.compile(
         tf.keras.optimizers.SGD(RATE, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY),
         tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -167,15 +158,6 @@ def fit(task: Task, jit_compile: bool | str = "auto") -> Built:
         model.fit(batches, steps_per_epoch=count, verbose=0)
 
     return steps, task.batch_size
-
-
-def fit_xla(task: Task) -> Built:
-    return fit(task, True)
-
-
-def fit_bf16(task: Task) -> Built:
-    with bfloat16():
-        return fit(task)
 
 
 # ---- the input ---------------------------------------------------------------------------------------------
@@ -208,8 +190,8 @@ def map_parallel(task: Task) -> Built:
 # ---- the ceiling -------------------------------------------------------------------------------------------
 
 
-def sgemm(task: Task, jit_compile: bool = False, dtype: tf.DType = tf.float32) -> Built:
-    left, right = (tf.constant(matrix, dtype) for matrix in matrices())
+def sgemm(task: Task, *, half: bool = False, jit_compile: bool = False) -> Built:
+    left, right = (tf.constant(matrix, tf.bfloat16 if half else tf.float32) for matrix in matrices())
     product = tf.function(tf.matmul, jit_compile=jit_compile)
 
     def products(count: int) -> None:
@@ -217,11 +199,3 @@ def sgemm(task: Task, jit_compile: bool = False, dtype: tf.DType = tf.float32) -
             product(left, right)[0, 0].numpy()
 
     return products, SGEMM_GFLOP
-
-
-def sgemm_xla(task: Task) -> Built:
-    return sgemm(task, True)
-
-
-def bgemm(task: Task) -> Built:
-    return sgemm(task, dtype=tf.bfloat16)

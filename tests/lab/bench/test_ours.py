@@ -43,7 +43,7 @@ def test_our_step_as_the_bench_drives_it(task):
 
 
 def test_both_pipelines_make_an_epoch_of_the_same_batches(task):
-    host, device = (made.batches for made in (ours.training(task, "host"), ours.training(task)))
+    host, device = (made.batches for made in (ours.training(task, pipeline="host"), ours.training(task)))
     rows = plan(ours.training(task).config, 1, 10)
     batches = list(host.open(1))
     assert len(batches) == len(rows) == 2
