@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from model import BatchNorm, ConvBN, DavidNet, Uniform
+from reference import conv_bn_relu, pool, unsettled
 
 
 @pytest.fixture(autouse=True)
@@ -12,27 +13,6 @@ def restored_policy():
     before = tf.keras.config.dtype_policy()
     yield
     tf.keras.config.set_dtype_policy(before)
-
-
-def conv(images, kernel):
-    """3x3 convolution with zero padding, from its definition, in float64."""
-    padded = np.pad(images.astype(np.float64), [(0, 0), (1, 1), (1, 1), (0, 0)])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))  # (N, H, W, C, 3, 3)
-    return np.einsum("nhwcij,ijck->nhwk", windows, kernel.astype(np.float64), optimize=True)
-
-
-def conv_bn_relu(block, images, training):
-    x = conv(images, block.conv.kernel.numpy())
-    mean, variance = block.norm.running_mean.numpy(), block.norm.running_variance.numpy()
-    if training:
-        mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
-    x = (x - mean) / np.sqrt(variance + 1e-5) * block.norm.scale.numpy() + block.norm.shift.numpy()
-    return np.maximum(x, 0)
-
-
-def pool(images):
-    n, height, width, channels = images.shape
-    return images.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
 
 
 def davidnet(net, images, training):
@@ -49,11 +29,7 @@ def narrow(**options):
     """A network 4 filters wide, with no scale left at 1, no shift at 0 and no running statistics at their start."""
     net = DavidNet(10, width=4, seed=3, **options)
     net(tf.zeros([1, 32, 32, 3]))
-    generator = np.random.default_rng(1)
-    for weight in net.weights:
-        if weight.path.rpartition("/")[2] in ("scale", "shift", "running_mean", "running_variance"):
-            weight.assign(generator.uniform(0.5, 1.5, weight.shape))
-    return net
+    return unsettled(net)
 
 
 def named(net, name):

@@ -14,35 +14,11 @@ from lab.base.errors import UserError
 from lab.ladder import describe, layers, networks, recipes
 from lab.ladder.layers import Style
 from model import Uniform
+from reference import conv, conv_bn_relu, pool, unsettled
 
 
 def options(**changes):
     return SimpleNamespace(**recipes.values("davidnet") | {"seed": 3, "width": 4} | changes)
-
-
-def conv(images, kernel):
-    """Convolution with zero padding, straight from its definition, in float64."""
-    size, (height, width) = kernel.shape[0], images.shape[1:3]
-    padded = np.pad(images, [(0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)])
-    return sum(
-        padded[:, row : row + height, column : column + width] @ kernel[row, column].astype(np.float64)
-        for row in range(size)
-        for column in range(size)
-    )
-
-
-def conv_bn_relu(block, images, training):
-    hidden = conv(images, block.conv.kernel.numpy())
-    mean, variance = block.norm.running_mean.numpy(), block.norm.running_variance.numpy()
-    if training:
-        mean, variance = hidden.mean((0, 1, 2)), hidden.var((0, 1, 2))
-    normal = (hidden - mean) / np.sqrt(variance + 1e-5) * block.norm.scale.numpy() + block.norm.shift.numpy()
-    return np.maximum(normal, 0)
-
-
-def pool(images):
-    n, height, width, channels = images.shape
-    return images.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
 
 
 def res_blk(block, kind, images, training):
@@ -64,15 +40,6 @@ def davidnet(net, blocks, images, training):
     for block, kind in zip((net.layer1, net.layer2, net.layer3), blocks.split(","), strict=True):
         hidden = res_blk(block, kind, hidden, training)
     return 0.125 * hidden.max((1, 2)) @ net.head.kernel.numpy().astype(np.float64)
-
-
-def unsettled(net):
-    """So that no scale is 1, no shift 0 and no running statistic at its start."""
-    generator = np.random.default_rng(1)
-    for weight in net.weights:
-        if weight.path.rpartition("/")[2] in ("scale", "shift", "running_mean", "running_variance"):
-            weight.assign(generator.uniform(0.5, 1.5, weight.shape))
-    return net
 
 
 @pytest.mark.parametrize(
