@@ -321,7 +321,8 @@ def read_server(answer, folder):
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
     settings = {"limit_seconds": 5.0, "grace_seconds": 0.5, "stall_seconds": STALL_SECONDS}
     try:
-        download.fetch([url], folder / "new" / "file", md5="0" * 32, size=1000, **settings)
+        with download.alone(folder / "new"):
+            download.fetch([url], folder / "new" / "file", md5="0" * 32, size=1000, **settings)
     finally:
         left = folder / "new"
         assert not left.exists() or any(path.stat().st_size for path in left.iterdir()), "an empty folder is left"

