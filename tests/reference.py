@@ -3,10 +3,13 @@
 import numpy as np
 
 
-def conv(images, kernel):
-    """Convolution with zero padding, of an odd kernel; (N, H, W, C) and (size, size, C, K) to (N, H, W, K)."""
-    size, (height, width) = kernel.shape[0], images.shape[1:3]
-    padded = np.pad(images.astype(np.float64), [(0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)])
+def conv(images, kernel, padding=None):
+    """Convolution with zero padding, by default that of an odd kernel which keeps the side: (N, H, W, C) and
+    (size, size, C, K) to (N, H', W', K)."""
+    size = kernel.shape[0]
+    border = size // 2 if padding is None else padding
+    height, width = (side + 2 * border - size + 1 for side in images.shape[1:3])
+    padded = np.pad(images.astype(np.float64), [(0, 0), (border, border), (border, border), (0, 0)])
     return sum(
         padded[:, row : row + height, column : column + width] @ kernel[row, column].astype(np.float64)
         for row in range(size)
@@ -24,10 +27,12 @@ def conv_bn_relu(block, images, training):
     return np.maximum(normal, 0)
 
 
-def pool(images):
-    """The highest of each two by two."""
+def pool(images, size=2):
+    """The highest of each square; rows and columns that fill none are left out."""
     n, height, width, channels = images.shape
-    return images.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+    rows, columns = height // size, width // size
+    images = images[:, : rows * size, : columns * size]
+    return images.reshape(n, rows, size, columns, size, channels).max((2, 4))
 
 
 def unsettled(net):

@@ -403,6 +403,8 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
             if not result["scaling"]:
                 raise UserError("no row could be measured; " + ": ".join(next(iter(left_out.items()))))
             say("\n" + tables.scaling(result["scaling"]).as_text())
+            if any(row["noisy"] for row in result["scaling"]):
+                say(tables.DOUBTFUL)
         else:
             rivals.make_images(task.data, max(sizes["images"], task.batch_size), sizes["test_images"])
             least = 0.0 if options.quick else TURN_SECONDS

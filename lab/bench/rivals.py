@@ -197,9 +197,9 @@ WAYS = (OURS, "ours-xla", "ours-graph")  # to compute on a CPU
 DEFAULT = "default"  # a candidate's precision that a run takes by default
 
 
-def _ours(process: str, build: str, about: str, beside: str = OURS, **options: Any) -> Candidate:
-    precision = "float32" if process == "ours-float32" else DEFAULT
-    return Candidate("steps", process, build, about, "images", beside, precision, options=options)
+def _ours(process: str, about: str, beside: str = OURS, **options: Any) -> Candidate:
+    precision = options.get("precision", DEFAULT)
+    return Candidate("steps", process, "ours.steps", about, "images", beside, precision, options=options)
 
 
 def _rival(
@@ -211,13 +211,13 @@ def _rival(
 
 
 _OUR_STEPS = {
-    OURS: _ours("ours", "ours.steps", "a run's default", beside=""),
-    "ours-xla": _ours("ours-float32", "ours.steps", "XLA and Winograd", precision="float32"),
-    "ours-graph": _ours("ours-float32", "ours.steps", "no XLA, oneDNN's kernels", precision="float32", jit=False),
+    OURS: _ours("ours", "a run's default", beside=""),
+    "ours-xla": _ours("ours-float32", "XLA and Winograd", precision="float32"),
+    "ours-graph": _ours("ours-float32", "no XLA, oneDNN's kernels", precision="float32", jit=False),
 }
 _FASTER = "that, with our allocator's setting"
 DAVIDNET = _OUR_STEPS | {
-    "ours-host": _ours("ours", "ours.steps", "the default, batches by tf.data", pipeline="host"),
+    "ours-host": _ours("ours", "the default, batches by tf.data", pipeline="host"),
     "tutorial": _rival("tensorflow", "with_tensorflow.tutorial", "the eager tutorial's loop"),
     "tutorial-bf16": _rival("tensorflow", "with_tensorflow.tutorial", "that", half=True),
     "tutorial-function": _rival(

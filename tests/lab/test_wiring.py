@@ -11,6 +11,7 @@ import data
 from lab import assemble
 from lab.ladder import layers, networks, optimizers, recipes
 from lab.ladder.layers import Style
+from reference import conv, pool
 
 STYLE = {
     "seed": 7, "dropout": 0.25, "pool_first": True, "activation": "celu", "celu_alpha": 0.5, "ghost_groups": 4,
@@ -119,20 +120,6 @@ def test_a_rows_loss_and_accuracy_are_those_of_the_smoothed_loss_over_the_images
 # ---- networks in NumPy -------------------------------------------------------------------------------------
 
 
-def conv(images, kernel, padding):
-    size = kernel.shape[0]
-    images = np.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
-    windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), (1, 2))
-    return np.einsum("nhwcij,ijck->nhwk", windows, kernel.astype(np.float64))
-
-
-def pool(images, size):
-    n, height, width, channels = images.shape
-    rows, columns = height // size, width // size
-    images = images[:, : rows * size, : columns * size]
-    return images.reshape(n, rows, size, columns, size, channels).max((2, 4))
-
-
 def gelu(x):
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
 
@@ -145,11 +132,11 @@ def speednet(net, images, activation, divisor):
     """airbench's networks in training: whiten, GELU, three ConvGroups, max-pool 3, head over the divisor."""
 
     def normal(x, conv_of, norm, pooled=False):
-        x = conv(x, conv_of.kernel.numpy(), 1)
-        x = pool(x, 2) if pooled else x
+        x = conv(x, conv_of.kernel.numpy())
+        x = pool(x) if pooled else x
         return (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-12) + norm.shift.numpy()
 
-    x = gelu(conv(images, net.whiten.kernel.numpy(), 0) + net.whiten.bias.numpy())
+    x = gelu(conv(images, net.whiten.kernel.numpy(), padding=0) + net.whiten.bias.numpy())
     for group in (net.group1, net.group2, net.group3):
         x = first = activation(normal(x, group.first.conv, group.first.norm, pooled=True))
         x = activation(normal(x, group.second.conv, group.second.norm))
@@ -176,7 +163,7 @@ def test_the_speedruns_networks_are_airbenchs_and_hiverges(recipe, widths, activ
     expected = speednet(net, images, activation, divisor)
     logits = net(tf.constant(images, tf.float32), training=True)
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
-    first = gelu(conv(images, net.whiten.kernel.numpy(), 0) + net.whiten.bias.numpy())
+    first = gelu(conv(images, net.whiten.kernel.numpy(), padding=0) + net.whiten.bias.numpy())
     moments = pool(conv(first, net.group1.first.conv.kernel.numpy(), 1), 2).mean((0, 1, 2))
     np.testing.assert_allclose(net.group1.first.norm.running_mean, (1 - keeps) * moments, rtol=1e-3, atol=1e-5)
     assert (net.whiten.epsilon, net.whiten.images) == (5e-4, count)

@@ -1,6 +1,7 @@
 """Our candidates of the bench: what they run is what a training runs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,6 +56,16 @@ def test_both_pipelines_make_an_epoch_of_the_same_batches(task):
         run, units = candidate(name)(task)
         run(1)
         assert units == 8
+
+
+def test_a_candidate_s_options_reach_what_it_measures(task, monkeypatch):
+    asked = []
+    training = SimpleNamespace(config=SimpleNamespace(batch_size=4))
+    monkeypatch.setattr(ours, "training", lambda task, **options: asked.append(options) or training)
+    for name in ("ours-device", "ours-host", "ours-xla", "ours-graph"):
+        candidate(name)(task)
+    float32 = {"precision": "float32"}
+    assert asked == [{}, {"pipeline": "host"}, float32, float32 | {"jit": False}]
 
 
 def test_the_speedrun_s_update():

@@ -173,4 +173,6 @@ def test_every_candidate_stands_beside_one_of_its_unit(network):
         assert candidate.section in tables.SECTIONS
         assert candidate.process in rivals.PROCESSES
         assert not candidate.beside or table[candidate.beside].unit == candidate.unit
+        if candidate.process.startswith(("tensorflow", "pytorch")):
+            assert candidate.options.get("half", False) is (candidate.precision == "bfloat16")
     assert rivals.OURS in table

@@ -275,6 +275,8 @@ def test_a_folder_that_cannot_be_written_is_a_users_error(server: Server, tmp_pa
     (tmp_path / "data").write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"cannot write .*give --data PATH"):
         fetch(server, tmp_path / "data" / "file", "good")
+    with pytest.raises(UserError, match=r"cannot write .*give --data PATH"), download.alone(tmp_path / "data"):
+        pytest.fail("it went on")
 
 
 def test_the_bar_is_drawn_on_a_terminal_only(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
